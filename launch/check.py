@@ -1,0 +1,200 @@
+"""Everything that can be known before a GPU is taken, each as one line.
+
+The checks here read files and ask the hub; the sample of records goes through tokenizer, template and mask
+in a process of the training plane.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launch import devices, hub, local
+from sft_dist import builtin_models
+from sft_dist.config import Recipe
+from sft_dist.data.sources import BUILT_IN, is_local, local_files
+from sft_dist.errors import EXIT_DONE, EXIT_USER, UserError
+from sft_dist.modelinfo import causal_lm_fault, max_positions
+from sft_dist.rundir import occupied
+
+_NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "safetensors")
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a check. `unverified`: it could not be known from here, and would fail here."""
+
+    level: Literal["fine", "unverified", "fault"]
+    text: str
+
+
+def findings(recipe: Recipe) -> list[Finding]:
+    """What is known of a recipe on this machine, without starting a process."""
+    found: list[Finding] = []
+    for part in (_packages, _output, _model, _data, _parallel):
+        try:
+            found += part(recipe)
+        except UserError as error:
+            found.append(Finding("fault", str(error)))
+    return found
+
+
+def refuse_faults(found: Sequence[Finding], unverified_too: bool) -> None:
+    """Raise :class:`UserError` with the faults, one a line. `unverified_too`: a run here would fail on those."""
+    levels = ("fault", "unverified") if unverified_too else ("fault",)
+    lines = [f.text for f in found if f.level in levels]
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def report(recipe: Recipe, file: Path, overrides: Sequence[str]) -> int:
+    """Print all findings, then those of a sample of the records. Returns the exit code."""
+    found = findings(recipe)
+    marks = {"fine": "ok ", "unverified": "?? ", "fault": "no "}
+    for finding in found:
+        print(marks[finding.level], finding.text, flush=True)
+    levels = {f.level for f in found}
+    if "fault" in levels:
+        return EXIT_USER
+    if "unverified" in levels:
+        print("?? ", "the sample of records was not looked at, for the lack of what is marked ??")
+        return EXIT_DONE
+    return local.run_module("sft_dist.preview", ["--check", str(file), *overrides])
+
+
+def _packages(recipe: Recipe) -> Iterator[Finding]:
+    needed = [*_NEEDED, *recipe.train.report_to]
+    needed += ["peft"] if recipe.peft.use_peft else []
+    needed += ["deepspeed"] if recipe.parallel.strategy.startswith("zero") else []
+    for name in needed:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"the package {name} is missing; run: {sys.executable} -m pip install {name}")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in needed[:4])
+    yield Finding("fine", f"packages: {versions}")
+
+
+def _output(recipe: Recipe) -> Iterator[Finding]:
+    fault = occupied(recipe.output)
+    if fault:
+        raise UserError(fault)
+    folder = Path(recipe.output.output_dir)
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not parent.is_dir():
+        raise UserError(f"output.output_dir: {parent} is a file; name a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"output.output_dir: {parent} cannot be written to; name a folder of yours")
+    need, free = _bytes_needed(recipe), shutil.disk_usage(parent).free
+    if need is not None and need > free:
+        raise UserError(
+            f"output.output_dir: {parent} has {free / _GB:.1f} GB free and the run writes about {need / _GB:.1f} GB; "
+            "free some, or name another folder"
+        )
+    about = "" if need is None else f", about {need / _GB:.1f} GB will be written"
+    yield Finding("fine", f"output.output_dir: {folder} can be written, {free / _GB:.0f} GB free{about}")
+
+
+def _bytes_needed(recipe: Recipe) -> int | None:
+    """Bytes of the final model and the checkpoints kept, where the size of the weights is known.
+
+    A checkpoint holds the weights and Adam's two moments. The final model is held twice for a moment when it
+    replaces an earlier one.
+    """
+    weights = _weight_bytes(recipe)
+    if weights is None or recipe.peft.use_peft:
+        return None
+    kept = 0 if recipe.train.save_strategy == "no" else (recipe.train.save_total_limit or 2) + 1
+    return weights * (1 + 3 * kept)
+
+
+def _weight_bytes(recipe: Recipe) -> int | None:
+    name = recipe.model.model_name_or_path
+    if builtin_models.is_built_in(name):
+        return builtin_models.WEIGHT_BYTES
+    files = [*Path(name).glob("*.safetensors"), *Path(name).glob("*.bin")] if Path(name).is_dir() else []
+    return sum(f.stat().st_size for f in files) or None
+
+
+def _model(recipe: Recipe) -> Iterator[Finding]:
+    name = recipe.model.model_name_or_path
+    key = "model.model_name_or_path"
+    if builtin_models.is_built_in(name):
+        builtin_models.gguf_file()
+        yield from _positions(recipe, builtin_models.CONFIG)
+        yield Finding("fine", f"{key}: {name} is built in")
+        return
+    path = Path(name).expanduser()
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"{key}: no such folder: {name}; give a model directory or a hub id")
+    if path.exists():
+        config = hub.local_config(path, recipe.model, key)
+        where = "is a model directory"
+    else:
+        answer = hub.model_config(name, recipe.model.model_revision)
+        if answer.fault:
+            raise UserError(f"{key}: {name}: {answer.fault}")
+        if answer.config is None:
+            yield Finding("unverified", f"{key}: {name} is not in the cache, and the hub cannot be reached from here")
+            return
+        config, where = answer.config, answer.where
+    if fault := causal_lm_fault(config):
+        raise UserError(f"{key}: {name}: {fault}")
+    yield from _positions(recipe, config)
+    yield Finding("fine", f"{key}: {name} {where} ({', '.join(config.get('architectures') or ['unnamed'])})")
+
+
+def _positions(recipe: Recipe, config: dict[str, object]) -> Iterator[Finding]:
+    limit, asked = max_positions(config), recipe.train.max_length
+    if limit is not None and asked is not None and asked > limit:
+        raise UserError(f"train.max_length: {asked} is beyond the model's {limit} positions; lower it")
+    yield Finding("fine", f"train.max_length: {asked or limit} of {limit or 'unlimited'} positions")
+
+
+def _data(recipe: Recipe) -> Iterator[Finding]:
+    data = recipe.data
+    splits = [(data.dataset_name, data.dataset_train_split, "data.dataset_name")]
+    if data.dataset_test_split is not None:
+        name = data.dataset_test_split if is_local(data.dataset_test_split) else data.dataset_name
+        splits.append((name, data.dataset_test_split, "data.dataset_test_split"))
+    if data.chat_template_path and not Path(data.chat_template_path).expanduser().is_file():
+        raise UserError(f"data.chat_template_path: no such file: {data.chat_template_path}; give a Jinja file")
+    for name, split, key in splits:
+        if name == BUILT_IN:
+            yield Finding("fine", f"{key}: {BUILT_IN} is built in")
+        elif is_local(name):
+            files = local_files(name, None if name == split else split, key)
+            size = sum(f.stat().st_size for f in files)
+            yield Finding("fine", f"{key}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:.1f} MB ({files[0]})")
+        else:
+            answer = hub.dataset(name, data.dataset_revision)
+            if answer.fault:
+                raise UserError(f"{key}: {name}: {answer.fault}")
+            level: Literal["fine", "unverified"] = "fine" if answer.where else "unverified"
+            yield Finding(
+                level, f"{key}: {name} {answer.where or 'is not in the cache, and the hub cannot be reached from here'}"
+            )
+
+
+def _parallel(recipe: Recipe) -> Iterator[Finding]:
+    gpus = devices.gpus()
+    processes = local.choose_processes(recipe, gpus)
+    strategy = local.choose_strategy(recipe, processes)
+    rows, each = recipe.parallel.global_batch_size, recipe.train.per_device_train_batch_size
+    if rows is not None and rows % (processes * each):
+        raise UserError(
+            f"parallel.global_batch_size: {rows} rows do not divide over {processes} processes of {each} rows; "
+            f"make it a multiple of {processes * each}"
+        )
+    able, why = devices.bf16_supported(gpus)
+    if recipe.train.bf16 and not able:
+        raise UserError(f"train.bf16: {why}; set train.bf16=false or leave it out")
+    precision = "bf16" if (able if recipe.train.bf16 is None else recipe.train.bf16) else "fp32"
+    where = f"{len(gpus)} x {gpus[0].name}" if gpus else f"{devices.cpu_cores()} cores, no GPU"
+    yield Finding("fine", f"parallel: {strategy} on {processes} process{'es' * (processes > 1)}, {precision} ({where})")

@@ -1,0 +1,168 @@
+"""The `sft-dist` command: one small function a verb, no logic. What a verb needs is imported inside it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from sft_dist.errors import EXIT_DONE, EXIT_USER, UserError
+
+Verb = Callable[[argparse.Namespace], int]
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command. Returns the exit code: 0 done, 2 the user can mend it, 75 resumable, 1 a bug."""
+    parser = _parser()
+    # argparse gives up on overrides that stand behind an option; they are whatever has no dash.
+    options, rest = parser.parse_known_args(words)
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    verb: Verb = options.verb
+    try:
+        return verb(options)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"sft-dist: {line}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    from launch import check, local, recipe_files
+    from sft_dist.recipe import load_recipe
+    from sft_dist.rundir import claim, command_line
+
+    recipe = load_recipe(recipe_files.find(options.recipe), options.overrides)
+    check.refuse_faults(check.findings(recipe), unverified_too=True)
+    run = claim(recipe, command_line())
+    return local.run(run.recipe, recipe)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from launch import check, recipe_files
+    from sft_dist.recipe import load_recipe
+
+    file = recipe_files.find(options.recipe)
+    return check.report(load_recipe(file, options.overrides), file, options.overrides)
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from launch import recipe_files
+    from sft_dist.recipe import load_recipe
+
+    file = recipe_files.find(options.recipe)
+    load_recipe(file, options.overrides)
+    words = ["--records", str(options.records), "--split", options.split]
+    words += ["--html", options.html] if options.html else []
+    return _module("sft_dist.preview", *words, str(file), *options.overrides)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from launch import recipe_files
+
+    model, recipe = recipe_files.model_and_recipe(options.model, options.recipe)
+    words = ["--output", options.output] if options.output else []
+    return _module("sft_dist.evaluation", *words, model, str(recipe), *options.overrides)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from launch import recipe_files
+
+    words = ["--max-new-tokens", str(options.max_new_tokens), "--temperature", str(options.temperature)]
+    words += ["--system", options.system] if options.system else []
+    return _module("sft_dist.chat", *words, recipe_files.model_folder(options.model))
+
+
+def _recipes(_: argparse.Namespace) -> int:
+    from launch import recipe_files
+
+    for name, path in recipe_files.packaged().items():
+        print(f"{name:32} {recipe_files.first_comment(path)}")
+    print(f"\nfiles: {recipe_files.FOLDER}")
+    return EXIT_DONE
+
+
+def _schema(_: argparse.Namespace) -> int:
+    import json
+
+    from sft_dist.recipe import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return EXIT_DONE
+
+
+def _module(name: str, *words: str) -> int:
+    """Run a module of the training plane in a process of its own, so that this one stays free of torch."""
+    from launch.local import run_module
+
+    return run_module(name, words)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sft-dist",
+        description="Distributed post-training of causal language models, from one recipe file.",
+        epilog="A RECIPE is a YAML file or the name of a packaged one (see `sft-dist recipes`); "
+        "behind it, section.key=value overrides its settings.",
+    )
+    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, verb, text in _VERBS:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(verb=verb)
+        _OPTIONS.get(name, _no_options)(sub)
+    return parser
+
+
+def _no_options(_: argparse.ArgumentParser) -> None:
+    return None
+
+
+def _recipe_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("recipe", metavar="RECIPE")
+    sub.add_argument("overrides", nargs="*", metavar="section.key=value")
+
+
+def _preview_options(sub: argparse.ArgumentParser) -> None:
+    _recipe_options(sub)
+    sub.add_argument("--records", type=int, default=3, help="how many records (3)")
+    sub.add_argument("--split", choices=("train", "test"), default="train")
+    sub.add_argument("--html", metavar="FILE", help="write them as a page, too")
+
+
+def _eval_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", metavar="MODEL_DIR", help="a run's folder, a model directory or a hub id")
+    sub.add_argument("--recipe", help="recipe that names the held-out data (default: that of the model's run)")
+    sub.add_argument("--output", metavar="DIR", help="write answers, page and figures there")
+    sub.add_argument("overrides", nargs="*", metavar="section.key=value")
+
+
+def _chat_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", metavar="MODEL_DIR", help="a run's folder, a model directory or a hub id")
+    sub.add_argument("--system", help="system prompt")
+    sub.add_argument("--max-new-tokens", type=int, default=256)
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+
+
+_VERBS: tuple[tuple[str, Verb, str], ...] = (
+    ("run", _run, "train by a recipe on this machine"),
+    ("check", _check, "find now what would fail later"),
+    ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
+    ("eval", _eval, "measure a model on the held-out data"),
+    ("chat", _chat, "talk to a model in the terminal"),
+    ("recipes", _recipes, "list the packaged recipes"),
+    ("schema", _schema, "print the JSON Schema of recipes, for editors"),
+)
+_OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "run": _recipe_options,
+    "check": _recipe_options,
+    "preview": _preview_options,
+    "eval": _eval_options,
+    "chat": _chat_options,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,3 @@
+"""sft-dist: distributed post-training of causal language models."""
+
+__version__ = "0.1.0"

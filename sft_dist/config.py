@@ -1,0 +1,215 @@
+"""The recipe as one typed tree. Every setting has one owner, one name and one description here.
+
+``train`` keeps the names of TRL's ``SFTConfig``, ``model``, ``peft`` and ``data`` those of TRL's
+``ModelConfig`` and ``ScriptArguments``, so that TRL's documentation still applies. Reading a file into
+this tree, with the line numbers in its messages, is the work of :mod:`sft_dist.recipe`.
+This module is free of torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are refused and every field carries its description."""
+
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class ModelSection(Section):
+    """Which model is trained and how it is loaded."""
+
+    model_name_or_path: str
+    """Hub id, local folder, or a built-in name (`smollm2-135m-instruct`)."""
+    model_revision: str = "main"
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision the weights are kept in. float32 with `train.bf16` is mixed precision; bfloat16 halves the
+    memory of frozen weights under LoRA."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
+        None
+    )
+    """Attention kernel; unset leaves the choice to transformers (sdpa where the model has it)."""
+    trust_remote_code: bool = False
+    """Run Python code that a model repository ships. Off: a model that needs it is refused."""
+    allow_pickle_weights: bool = False
+    """Accept old `.bin` weights where a model has no safetensors; they are read with `weights_only`."""
+
+
+class DataSection(Section):
+    """Which records are trained on, their format, and how turns become text."""
+
+    dataset_name: str
+    """Hub id, file, folder or glob (JSON, JSONL, Parquet, CSV), or the built-in `python-docs`."""
+    dataset_config: str | None = None
+    """Configuration name of a hub data set."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    dataset_train_split: str = "train"
+    """Split that is trained on."""
+    dataset_test_split: str | None = None
+    """Split (or, for local data, file or folder) that is held out for evaluation."""
+    test_split_size: float | PositiveInt = Field(default=0.0, ge=0)
+    """Where there is no test split: the share (below 1) or the number of records to hold out of the training data."""
+    format: Literal["auto", "conversations", "messages", "prompt_completion", "instruction", "text"] = "auto"
+    """Shape of a record; `auto` finds it by the columns."""
+    formatting: str | None = None
+    """`package.module:function` that turns a raw record into one of the formats."""
+    chat_template_path: str | None = None
+    """A Jinja file that replaces the tokenizer's chat template."""
+    instruction_template: str | None = None
+    """Text that opens a user's turn where the model has no chat template (default `### Instruction:\\n`)."""
+    response_template: str | None = None
+    """Text that opens an assistant's turn where the model has no chat template (default `### Response:\\n`)."""
+    max_bad_records: NonNegativeInt = 0
+    """Records with faults that are skipped, counted and named before the run refuses the data."""
+    max_train_records: PositiveInt | None = None
+    """Train on the first so many records only."""
+    max_eval_records: PositiveInt | None = None
+    """Evaluate on the first so many held-out records only."""
+
+
+class TrainSection(Section):
+    """Optimisation, under the names of TRL's `SFTConfig`."""
+
+    max_length: PositiveInt | None = 1024
+    """Longest row in tokens; longer ones are cut on the right. Unset: the model's own limit."""
+    per_device_train_batch_size: PositiveInt = 8
+    """Rows per process and micro-batch."""
+    per_device_eval_batch_size: PositiveInt = 8
+    """Rows per process and evaluation batch."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches per optimizer step; set `parallel.global_batch_size` to have it derived."""
+    num_train_epochs: PositiveFloat = 3.0
+    """Passes over the training rows."""
+    max_steps: int = Field(default=-1, ge=-1)
+    """Optimizer steps; when positive it overrides `num_train_epochs`."""
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate."""
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_min_lr", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
+    ] = "linear"
+    """Shape of the learning rate after the warm-up."""
+    lr_scheduler_kwargs: dict[str, Any] | None = None
+    """Further arguments of the scheduler, such as `min_lr`."""
+    warmup_steps: NonNegativeFloat = 0
+    """Warm-up in optimizer steps, or as a share of all steps when below 1."""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
+    """Optimizer."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay; not applied to biases and norms."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """First Adam coefficient."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Second Adam coefficient."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """Adam's epsilon."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradient clipping threshold (global L2 norm); 0 switches clipping off."""
+    bf16: bool | None = None
+    """bf16 autocast. Unset: on where the hardware has bf16 instructions."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass instead of keeping them."""
+    gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    """Arguments of `torch.utils.checkpoint`; non-reentrant unless told otherwise."""
+    seed: NonNegativeInt = 42
+    """Seed of initialisation, dropout and, unless `data_seed` is set, of the order of the data."""
+    data_seed: NonNegativeInt | None = None
+    """Seed of the order of the data."""
+    full_determinism: bool = False
+    """Deterministic kernels (slower): a second run gives the same bits."""
+    logging_steps: PositiveInt = 10
+    """Optimizer steps between log lines."""
+    logging_first_step: bool = True
+    """Log the first step too."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    """When the held-out loss is measured during training."""
+    eval_steps: PositiveInt | None = None
+    """Optimizer steps between evaluations; unset: `logging_steps`."""
+    save_strategy: Literal["no", "steps", "epoch"] = "no"
+    """When checkpoints are written during training; the final model is always written."""
+    save_steps: PositiveInt = 500
+    """Optimizer steps between checkpoints."""
+    save_total_limit: PositiveInt | None = None
+    """Checkpoints kept; unset keeps all."""
+    dataloader_num_workers: NonNegativeInt = 0
+    """Processes that collate batches, per rank."""
+    report_to: list[Literal["wandb", "tensorboard"]] = Field(default_factory=lambda: ["wandb", "tensorboard"])
+    """Trackers; `[]` or `none` switches them off. W&B is online with a key and offline without one."""
+    run_name: str | None = None
+    """Name of the run in the trackers; unset: the name of the output folder."""
+
+
+class PeftSection(Section):
+    """Parameter-efficient fine-tuning, under the names of TRL's `ModelConfig`."""
+
+    use_peft: bool = False
+    """Train a LoRA adapter instead of all weights."""
+    lora_r: PositiveInt = 16
+    """Rank of the adapter."""
+    lora_alpha: PositiveInt = 32
+    """Scale of the adapter; the update is multiplied by alpha / r."""
+    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    lora_target_modules: list[str] | str = "all-linear"
+    """Modules that get an adapter: names, one regular expression, or `all-linear`."""
+    lora_modules_to_save: list[str] | None = None
+    """Modules trained and saved whole beside the adapter."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r."""
+    use_dora: bool = False
+    """Weight-decomposed LoRA."""
+
+
+class ParallelSection(Section):
+    """How the work is spread over processes. It never changes the result."""
+
+    strategy: Literal["auto", "single", "ddp", "zero2"] = "auto"
+    """`auto`: `single` on one process, `ddp` on several. Each names a file in `ds_configs/`."""
+    processes: PositiveInt | None = None
+    """Processes on this machine; unset: one per GPU, or one without a GPU."""
+    global_batch_size: PositiveInt | None = None
+    """Rows per optimizer step over all processes; the accumulation steps follow from it."""
+
+
+class OutputSection(Section):
+    """Where the run is kept."""
+
+    output_dir: str
+    """Folder of the run: resolved recipe, logs, checkpoints, `model/`, evaluation."""
+    overwrite: bool = False
+    """Remove what an earlier run left in `output_dir`."""
+    resume: bool = False
+    """Go on from the newest checkpoint in `output_dir`."""
+
+
+class EvalSection(Section):
+    """Evaluation before and after training."""
+
+    enabled: bool = True
+    """Measure before and after; off saves the time."""
+    num_prompts: NonNegativeInt = 8
+    """Held-out prompts that are answered before and after."""
+    max_new_tokens: PositiveInt = 128
+    """Longest answer in tokens."""
+    temperature: NonNegativeFloat = 0.0
+    """Sampling temperature of the answers; 0 is greedy."""
+
+
+class Recipe(Section):
+    """A whole run: one recipe file plus the overrides of the command line."""
+
+    stage: Literal["sft"] = "sft"
+    """Which training is done."""
+    model: ModelSection
+    data: DataSection
+    train: TrainSection = Field(default_factory=TrainSection)
+    peft: PeftSection = Field(default_factory=PeftSection)
+    parallel: ParallelSection = Field(default_factory=ParallelSection)
+    output: OutputSection
+    eval: EvalSection = Field(default_factory=EvalSection)

@@ -1,0 +1,1 @@
+"""Data, one way through: sources, formats, template and loss mask, collation. One module a step."""

@@ -1,0 +1,260 @@
+"""Sources of records: hub data sets, local files and folders, and the built-in data set.
+
+A source yields :class:`RawRecord` one after the other, so that memory stays bounded by one record
+(one file for a JSON array). Each carries the place it came from, for messages.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import glob
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from sft_dist.config import DataSection
+from sft_dist.data import python_docs
+from sft_dist.errors import DataError
+
+BUILT_IN = "python-docs"
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".jsonl.gz", ".json.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """One record as it stands in its source: `fields`, or the `fault` that kept it from being read."""
+
+    where: str
+    fields: dict[str, Any] | None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split of a data set: its name for messages, its identity for caches, and its records."""
+
+    name: str
+    fingerprint: str
+    records: Callable[[], Iterator[RawRecord]]
+
+
+def open_source(data: DataSection, split: str, key: str = "data.dataset_name") -> Source:
+    """The source of one split.
+
+    `split` is a split's name, or, for a held-out set, the path of a local file or folder.
+    `key` is the recipe key that messages name. Raises :class:`DataError`.
+    """
+    if is_local(split):
+        return _files_source(_local_files(split, None, key), split)
+    name = data.dataset_name
+    if name == BUILT_IN:
+        return _built_in_source(split, key)
+    if is_local(name):
+        return _files_source(_local_files(name, split, key), name)
+    return _hub_source(data, split, key)
+
+
+def is_local(name: str) -> bool:
+    """Whether a name means a path: it exists, has a data file's ending, or is written as a path."""
+    return (
+        name.startswith((".", "/", "~"))
+        or name.lower().endswith(SUFFIXES)
+        or glob.has_magic(name)
+        or (name != BUILT_IN and Path(name).exists())
+    )
+
+
+def local_files(name: str, split: str | None, key: str) -> list[Path]:
+    """The data files that a local name stands for. Raises :class:`DataError` when there are none."""
+    return _local_files(name, split, key)
+
+
+def _local_files(name: str, split: str | None, key: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if glob.has_magic(name) and not path.exists():
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        if not found:
+            raise DataError(f"{key}: no file matches {name!r}; mend the pattern")
+        return found
+    if path.is_dir():
+        return _folder_files(path, split, key)
+    if not path.exists():
+        raise DataError(f"{key}: no such file: {name}{_near(path)}")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(f"{key}: {name}: unknown ending; use one of {', '.join(SUFFIXES)}")
+    return [path]
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor is there a folder {path.parent})"
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    return f", did you mean {path.parent / near[0]}" if near else "; give the path of a file or a folder"
+
+
+def _folder_files(folder: Path, split: str | None, key: str) -> list[Path]:
+    """All data files below a folder; only those of the split where the names tell splits apart."""
+    every = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith(SUFFIXES))
+    if not every:
+        raise DataError(f"{key}: folder {folder} holds no data file ({', '.join(SUFFIXES)})")
+    if split is None:
+        return every
+    of_split = [p for p in every if _split_of(p.relative_to(folder)) == split]
+    if of_split:
+        return of_split
+    named = sorted({s for p in every if (s := _split_of(p.relative_to(folder))) is not None})
+    if split == "train":
+        return [p for p in every if _split_of(p.relative_to(folder)) is None] or every
+    raise DataError(
+        f"{key}: folder {folder} has no split {split!r}; "
+        + (f"it has {', '.join(named)}" if named else "name a file, or set data.test_split_size instead")
+    )
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name or folder tells: `train-0001.parquet`, `test/part.jsonl`."""
+    for word in (*path.parts[:-1], path.name.split(".")[0]):
+        head = word.lower().replace("_", "-").split("-")[0]
+        if head in ("train", "test", "validation", "valid", "eval", "dev"):
+            return "validation" if head in ("valid", "dev") else head
+    return None
+
+
+def _files_source(files: list[Path], name: str) -> Source:
+    def records() -> Iterator[RawRecord]:
+        for file in files:
+            yield from _read_file(file)
+
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return Source(name, digest.hexdigest(), records)
+
+
+def _read_file(file: Path) -> Iterator[RawRecord]:
+    name = file.name.lower()
+    try:
+        if name.endswith(".parquet"):
+            yield from _read_parquet(file)
+        elif name.endswith(".csv"):
+            yield from _read_csv(file)
+        else:
+            yield from _read_json(file)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def _open_text(file: Path) -> TextIO:
+    if file.name.endswith(".gz"):
+        return io.TextIOWrapper(gzip.open(file, "rb"), encoding="utf-8-sig")
+    return open(file, encoding="utf-8-sig")
+
+
+def _read_json(file: Path) -> Iterator[RawRecord]:
+    """A JSON array of records, or one record a line, told apart by the first character."""
+    with _open_text(file) as text:
+        first = text.read(1)
+        while first and first.isspace():
+            first = text.read(1)
+        text.seek(0)
+        if first == "[":
+            yield from _read_array(file, text)
+        else:
+            yield from _read_lines(file, text)
+
+
+def _read_array(file: Path, text: TextIO) -> Iterator[RawRecord]:
+    try:
+        rows = json.load(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}:{error.lineno}: broken JSON: {error.msg} (column {error.colno}); mend it") from error
+    for number, row in enumerate(rows, 1):
+        yield _raw(f"{file}: record {number}", row)
+
+
+def _read_lines(file: Path, text: TextIO) -> Iterator[RawRecord]:
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            continue
+        where = f"{file}:{number}"
+        try:
+            yield _raw(where, json.loads(line))
+        except json.JSONDecodeError as error:
+            yield RawRecord(where, None, f"broken JSON: {error.msg} (column {error.colno})")
+
+
+def _raw(where: str, row: Any) -> RawRecord:
+    if isinstance(row, dict):
+        return RawRecord(where, row)
+    return RawRecord(where, None, f"a record must be an object with columns, got {type(row).__name__}")
+
+
+def _read_csv(file: Path) -> Iterator[RawRecord]:
+    with open(file, encoding="utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text, strict=True)
+        try:
+            for number, row in enumerate(reader, 1):
+                fields = {k: v for k, v in row.items() if k is not None}
+                fault = f"{len(row[None])} fields too many" if None in row else None  # type: ignore[call-overload]
+                yield RawRecord(f"{file}: record {number}", None if fault else fields, fault)
+        except csv.Error as error:
+            raise DataError(f"{file}:{reader.line_num}: broken CSV: {error}; mend it") from error
+
+
+def _read_parquet(file: Path) -> Iterator[RawRecord]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+        number = 0
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield RawRecord(f"{file}: record {number}", row)
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: broken Parquet: {str(error).splitlines()[0]}; write it anew") from error
+
+
+def _built_in_source(split: str, key: str) -> Source:
+    if split not in python_docs.SPLITS:
+        raise DataError(f"{key}: {BUILT_IN} has no split {split!r}; it has {', '.join(python_docs.SPLITS)}")
+
+    def records() -> Iterator[RawRecord]:
+        for number, row in enumerate(python_docs.build(split), 1):
+            yield RawRecord(f"{BUILT_IN}/{split}: record {number}", row)
+
+    return Source(f"{BUILT_IN}/{split}", f"{python_docs.fingerprint()}/{split}", records)
+
+
+def _hub_source(data: DataSection, split: str, key: str) -> Source:
+    import datasets
+
+    name = data.dataset_name
+    try:
+        rows = datasets.load_dataset(name, data.dataset_config, split=split, revision=data.dataset_revision)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(f"{key}: no data set {name!r} on the hub, or no right to read it (set HF_TOKEN)") from error
+    except (ConnectionError, OSError) as error:
+        raise DataError(
+            f"{key}: {name!r} is no local file, and the hub cannot be reached from here; "
+            "give a path, or prepare the data where there is a network"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{key}: {name}: {str(error).splitlines()[0]}") from error
+
+    def records() -> Iterator[RawRecord]:
+        for number, row in enumerate(rows, 1):
+            yield RawRecord(f"{name}/{split}: record {number}", dict(row))
+
+    # `_fingerprint` is how `datasets` itself tells one version of a table from another.
+    return Source(f"{name}/{split}", str(rows._fingerprint), records)

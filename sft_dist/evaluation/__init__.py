@@ -1,0 +1,1 @@
+"""Evaluation: held-out perplexity, generated answers, and the pages that show them."""

@@ -1,0 +1,149 @@
+"""What a run reports while it trains: throughput, memory, MFU, and the lines that show them."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from sft_dist.hardware import peak_flops
+
+_MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: on its GPU where it has one, else resident."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MEMORY_UNIT
+
+
+def flops_per_token(model: torch.nn.Module, config: Any, row_length: float) -> float:
+    """Model FLOPs of one token's forward and backward pass, without recomputation.
+
+    6 N + 12 L H T of PaLM (Chowdhery et al. 2022, appendix B), where N counts the weights that are
+    multiplied (no input embedding unless it is tied to the head), L layers, H hidden size, T row length.
+    Frozen weights need no weight gradient, which leaves 4 of the 6.
+    """
+    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    trained = frozen = 0
+    for parameter in model.parameters():
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        trained, frozen = (trained + count, frozen) if parameter.requires_grad else (trained, frozen + count)
+    if not getattr(config, "tie_word_embeddings", False):
+        count = getattr(embedding, "ds_numel", embedding.numel())
+        trained, frozen = (trained - count, frozen) if embedding.requires_grad else (trained, frozen - count)
+    attention = 12.0 * config.num_hidden_layers * config.hidden_size * row_length
+    return 6.0 * trained + 4.0 * frozen + attention
+
+
+class Throughput:
+    """Tokens over time since the last look, and over the whole training. All counts are over all ranks."""
+
+    def __init__(self) -> None:
+        self.tokens = self.trained_tokens = 0
+        self.seconds = 0.0
+        self._last = (0, 0)
+        self._since = time.perf_counter()
+
+    def start(self) -> None:
+        """Time before the first step (loading, evaluation) does not count."""
+        self._since = time.perf_counter()
+
+    def look(self) -> dict[str, float]:
+        """tokens/s and trained tokens/s since the last look."""
+        now = time.perf_counter()
+        took, self._since = now - self._since, now
+        self.seconds += took
+        new = (self.tokens - self._last[0], self.trained_tokens - self._last[1])
+        self._last = (self.tokens, self.trained_tokens)
+        return {"tokens_per_second": new[0] / took, "trained_tokens_per_second": new[1] / took}
+
+    def overall(self) -> dict[str, float]:
+        """The same over all looks so far."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "tokens_per_second": self.tokens / seconds,
+            "trained_tokens_per_second": self.trained_tokens / seconds,
+        }
+
+
+def mfu(tokens_per_second: float, flops: float, devices: int) -> float | None:
+    """Share of the devices' dense bf16 peak that the model's own arithmetic uses, or None if unknown."""
+    if not torch.cuda.is_available():
+        return None
+    peak = peak_flops(torch.cuda.get_device_name())
+    return None if peak is None else tokens_per_second * flops / (devices * peak)
+
+
+def line(logs: dict[str, Any], step: int, steps: int) -> str | None:
+    """One line of a training log for people, or None for records that are no step's."""
+    if "loss" in logs:
+        parts = [f"step {step:>{len(str(steps))}}/{steps}", f"loss {logs['loss']:.4f}"]
+        for key, name, form in _SHOWN:
+            if key in logs:
+                parts.append(f"{name} {logs[key]:{form}}")
+        return "  ".join(parts)
+    if "eval_loss" in logs:
+        return f"step {step:>{len(str(steps))}}/{steps}  held-out loss {logs['eval_loss']:.4f}  ppl {logs['eval_perplexity']:.3f}"
+    return None
+
+
+_SHOWN = (
+    ("perplexity", "ppl", ".3f"),
+    ("learning_rate", "lr", ".2e"),
+    ("grad_norm", "grad", ".3f"),
+    ("tokens_per_second", "tok/s", ",.0f"),
+    ("trained_tokens_per_second", "trained/s", ",.0f"),
+    ("peak_memory_gb", "mem GB", ".1f"),
+    ("mfu", "mfu", ".1%"),
+)
+
+
+class LogFile(TrainerCallback):  # type: ignore[misc]
+    """Every record as a line of JSON in the run's `metrics.jsonl`, whatever trackers there are."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class PlainLines(TrainerCallback):  # type: ignore[misc]
+    """One line a record, for logs."""
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if state.is_world_process_zero and logs and (text := line(logs, state.global_step, state.max_steps)):
+            print(text, flush=True)
+
+
+class ProgressBar(ProgressCallback):  # type: ignore[misc]
+    """A bar for terminals, with the same lines above it."""
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            text = line(logs, state.global_step, state.max_steps)
+            if text:
+                self.training_bar.write(text)

@@ -1,0 +1,102 @@
+"""Loading a causal language model for training or for use, and its LoRA adapter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sft_dist.config import ModelSection, PeftSection
+from sft_dist.errors import UserError
+from sft_dist.hardware import cpu_has_bf16
+from sft_dist.modelinfo import causal_lm_fault, max_positions
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_KEY = "model.model_name_or_path"
+
+
+def load_model(path: str, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model in `model.dtype`, its embeddings grown where the tokenizer has more tokens.
+
+    Weights come from safetensors only, unless `model.allow_pickle_weights`. Raises :class:`UserError`.
+    """
+    config = load_config(path, model)
+    if fault := causal_lm_fault(config.to_dict()):
+        raise UserError(f"{_KEY}: {path}: {fault}")
+    options: dict[str, Any] = {"use_safetensors": None if model.allow_pickle_weights else True}
+    if model.attn_implementation:
+        options["attn_implementation"] = model.attn_implementation
+    try:
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            revision=model.model_revision,
+            trust_remote_code=model.trust_remote_code,
+            dtype=getattr(torch, model.dtype),
+            **options,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{_KEY}: {path}: {_why(error)}") from error
+    if len(tokenizer) > loaded.get_input_embeddings().num_embeddings:
+        loaded.resize_token_embeddings(len(tokenizer))
+    loaded.config.pad_token_id = tokenizer.pad_token_id
+    return loaded
+
+
+def load_config(path: str, model: ModelSection) -> Any:
+    """The configuration of a model. Raises :class:`UserError` when there is none."""
+    try:
+        return AutoConfig.from_pretrained(
+            path, revision=model.model_revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{_KEY}: {path}: no such model, or no readable config.json: {_why(error)}") from error
+
+
+def row_length(config: Any, max_length: int | None) -> int | None:
+    """The longest row in tokens: the recipe's, or the model's own limit. Raises :class:`UserError`."""
+    positions = max_positions(config.to_dict())
+    if max_length is not None and positions is not None and max_length > positions:
+        raise UserError(f"train.max_length: {max_length} is beyond the model's {positions} positions; lower it")
+    return positions if max_length is None else max_length
+
+
+def use_bf16(wanted: bool | None) -> bool:
+    """Whether to train in bf16 autocast. Raises :class:`UserError` when asked for without the hardware."""
+    if torch.cuda.is_available():
+        # Emulation on older cards is slower than fp32 and has lost its point.
+        able, device = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name()
+    else:
+        able, device = cpu_has_bf16(), "this processor"
+    if wanted and not able:
+        raise UserError(f"train.bf16: {device} has no bf16 instructions; set train.bf16=false or leave it out")
+    return able if wanted is None else wanted
+
+
+def lora_config(peft: PeftSection) -> LoraConfig | None:
+    """peft's configuration of the adapter, or None for full fine-tuning."""
+    if not peft.use_peft:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=peft.lora_r,
+        lora_alpha=peft.lora_alpha,
+        lora_dropout=peft.lora_dropout,
+        target_modules=peft.lora_target_modules,
+        modules_to_save=peft.lora_modules_to_save,
+        use_rslora=peft.use_rslora,
+        use_dora=peft.use_dora,
+    )
+
+
+def _why(error: Exception) -> str:
+    first = str(error).strip().splitlines()[0]
+    if "safetensors" in str(error):
+        return f"{first} (old .bin weights are read only with model.allow_pickle_weights=true)"
+    return first

@@ -1,0 +1,75 @@
+"""How a process of the training plane starts and ends: quiet libraries, exit codes, no group left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from sft_dist.errors import EXIT_DONE, EXIT_USER, UserError
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Do a command's work and return its exit code; a fault of the user's is shown as one line on stderr.
+
+    Anything else goes through, with its traceback: it is a bug.
+    """
+    quiet_libraries()
+    # A run's files are its owner's.
+    os.umask(0o077)
+    try:
+        work()
+    except UserError as error:
+        return user_fault(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if disk_is_full(error):
+            return user_fault(f"output.output_dir: no space left on the device ({error}); free some or name another")
+        raise
+    return EXIT_DONE
+
+
+def user_fault(message: str) -> int:
+    """Show what the user can mend, one line each, and return the exit code for it."""
+    for line in message.splitlines():
+        print(f"sft-dist: {line}", file=sys.stderr, flush=True)
+    return EXIT_USER
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, or one that led to it, is a full disk or an exceeded quota."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if getattr(chain, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
+def quiet_libraries() -> None:
+    """No telemetry from any library, and no chatter of theirs between a run's own lines."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["DO_NOT_TRACK"] = "1"
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def settle_accelerator() -> None:
+    """Tell DeepSpeed that there is no GPU; it would otherwise guess, and warn in every process."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def leave_process_group() -> None:
+    """Destroy the process group: a process that exits with one dies of SIGABRT now and then."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
