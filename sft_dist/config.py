@@ -8,9 +8,46 @@ This module is free of torch.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import os.path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+TRACKERS = ("wandb", "tensorboard")
+
+
+def trackers(value: Any) -> Any:
+    """`none` and `all` as the lists that they stand for, and one bare name as a list of it."""
+    words = {"none": [], "all": list(TRACKERS)}
+    if isinstance(value, str):
+        return words.get(value, [value])
+    return [] if value == ["none"] else list(TRACKERS) if value == ["all"] else value
+
+
+def _whole(value: float) -> float:
+    return int(value) if value >= 1 and value == int(value) else value
+
+
+Name = Annotated[str, Field(min_length=1)]
+Location = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+# numpy takes no larger seed.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Trackers = Annotated[
+    list[Literal["wandb", "tensorboard"]],
+    AfterValidator(lambda names: list(dict.fromkeys(names))),
+    BeforeValidator(trackers, json_schema_input_type=list[Literal["wandb", "tensorboard"]]
+                    | Literal["none", "all", "wandb", "tensorboard"]),
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -24,9 +61,9 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which model is trained and how it is loaded."""
 
-    model_name_or_path: str
+    model_name_or_path: Location = Field(examples=["facebook/opt-1.3b"])
     """Hub id, local folder, or a built-in name (`smollm2-135m-instruct`)."""
-    model_revision: str = "main"
+    model_revision: Name = "main"
     """Branch, tag or commit of a hub model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision the weights are kept in. float32 with `train.bf16` is mixed precision; bfloat16 halves the
@@ -44,23 +81,23 @@ class ModelSection(Section):
 class DataSection(Section):
     """Which records are trained on, their format, and how turns become text."""
 
-    dataset_name: str
+    dataset_name: Location = Field(examples=["python-docs"])
     """Hub id, file, folder or glob (JSON, JSONL, Parquet, CSV), or the built-in `python-docs`."""
     dataset_config: str | None = None
     """Configuration name of a hub data set."""
     dataset_revision: str | None = None
     """Branch, tag or commit of a hub data set."""
-    dataset_train_split: str = "train"
+    dataset_train_split: Name = "train"
     """Split that is trained on."""
-    dataset_test_split: str | None = None
+    dataset_test_split: Location | None = None
     """Split (or, for local data, file or folder) that is held out for evaluation."""
-    test_split_size: float | PositiveInt = Field(default=0.0, ge=0)
+    test_split_size: Annotated[NonNegativeFloat | PositiveInt, AfterValidator(_whole)] = 0.0
     """Where there is no test split: the share (below 1) or the number of records to hold out of the training data."""
     format: Literal["auto", "conversations", "messages", "prompt_completion", "instruction", "text"] = "auto"
     """Shape of a record; `auto` finds it by the columns."""
     formatting: str | None = None
     """`package.module:function` that turns a raw record into one of the formats."""
-    chat_template_path: str | None = None
+    chat_template_path: Location | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
     instruction_template: str | None = None
     """Text that opens a user's turn where the model has no chat template (default `### Instruction:\\n`)."""
@@ -77,7 +114,7 @@ class DataSection(Section):
 class TrainSection(Section):
     """Optimisation, under the names of TRL's `SFTConfig`."""
 
-    max_length: PositiveInt | None = 1024
+    max_length: Annotated[int, Field(ge=2)] | None = 1024
     """Longest row in tokens; longer ones are cut on the right. Unset: the model's own limit."""
     per_device_train_batch_size: PositiveInt = 8
     """Rows per process and micro-batch."""
@@ -97,7 +134,7 @@ class TrainSection(Section):
     """Shape of the learning rate after the warm-up."""
     lr_scheduler_kwargs: dict[str, Any] | None = None
     """Further arguments of the scheduler, such as `min_lr`."""
-    warmup_steps: NonNegativeFloat = 0
+    warmup_steps: NonNegativeFloat = 0.0
     """Warm-up in optimizer steps, or as a share of all steps when below 1."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
     """Optimizer."""
@@ -117,9 +154,9 @@ class TrainSection(Section):
     """Recompute activations in the backward pass instead of keeping them."""
     gradient_checkpointing_kwargs: dict[str, Any] | None = None
     """Arguments of `torch.utils.checkpoint`; non-reentrant unless told otherwise."""
-    seed: NonNegativeInt = 42
+    seed: Seed = 42
     """Seed of initialisation, dropout and, unless `data_seed` is set, of the order of the data."""
-    data_seed: NonNegativeInt | None = None
+    data_seed: Seed | None = None
     """Seed of the order of the data."""
     full_determinism: bool = False
     """Deterministic kernels (slower): a second run gives the same bits."""
@@ -139,8 +176,8 @@ class TrainSection(Section):
     """Checkpoints kept; unset keeps all."""
     dataloader_num_workers: NonNegativeInt = 0
     """Processes that collate batches, per rank."""
-    report_to: list[Literal["wandb", "tensorboard"]] = Field(default_factory=lambda: ["wandb", "tensorboard"])
-    """Trackers; `[]` or `none` switches them off. W&B is online with a key and offline without one."""
+    report_to: Trackers = Field(default=["wandb", "tensorboard"])
+    """Trackers; `none` (or `[]`) switches them off, `all` takes both. W&B is online with a key, else offline."""
     run_name: str | None = None
     """Name of the run in the trackers; unset: the name of the output folder."""
 
@@ -180,7 +217,7 @@ class ParallelSection(Section):
 class OutputSection(Section):
     """Where the run is kept."""
 
-    output_dir: str
+    output_dir: Location = Field(examples=["runs/my-run"])
     """Folder of the run: resolved recipe, logs, checkpoints, `model/`, evaluation."""
     overwrite: bool = False
     """Remove what an earlier run left in `output_dir`."""

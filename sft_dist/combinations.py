@@ -1,0 +1,194 @@
+"""Settings that cannot stand together. A value equal to its default counts as not set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator
+
+from sft_dist.config import PeftSection, Recipe
+
+Finding = tuple[str, str]
+Rule = Callable[[Recipe], Iterator[Finding]]
+
+_RULES: list[tuple[tuple[str, ...], Rule]] = []
+_PEFT_KEYS = tuple(f"peft.{name}" for name in PeftSection.model_fields if name != "use_peft")
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+# What transformers' schedule functions take beside the steps; further names would end in a TypeError.
+_SCHEDULER_KWARGS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "cosine": ("num_cycles",),
+    "cosine_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate"),
+    "constant": (),
+    "constant_with_warmup": (),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+}
+
+
+def combinations(recipe: Recipe, unsure: Collection[str] = ()) -> list[Finding]:
+    """The impossible combinations of a recipe, as (dotted key, message).
+
+    `unsure` are keys whose value is not known to be meant: rules that look at one of them are left out.
+    """
+    return [found for keys, rule in _RULES if not set(keys) & set(unsure) for found in rule(recipe)]
+
+
+def _rule(*keys: str) -> Callable[[Rule], Rule]:
+    """A rule and the keys that it looks at."""
+
+    def add(rule: Rule) -> Rule:
+        _RULES.append((keys, rule))
+        return rule
+
+    return add
+
+
+@_rule("output.overwrite", "output.resume")
+def _one_way_with_an_earlier_run(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.output.overwrite and recipe.output.resume:
+        yield "output.overwrite", "cannot stand with output.resume, which goes on with what this removes; keep one"
+
+
+@_rule("data.chat_template_path", "data.response_template", "data.instruction_template")
+def _one_template(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.data.chat_template_path is None:
+        return
+    for key in ("instruction_template", "response_template"):
+        if getattr(recipe.data, key) is not None:
+            yield f"data.{key}", "cannot stand with data.chat_template_path, which says the same; keep one"
+
+
+@_rule("data.dataset_test_split", "data.test_split_size")
+def _one_held_out_set(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.data.dataset_test_split is not None and recipe.data.test_split_size:
+        yield "data.test_split_size", "cannot stand with data.dataset_test_split, which is held out already; keep one"
+
+
+@_rule("data.test_split_size")
+def _share_or_number(recipe: Recipe) -> Iterator[Finding]:
+    size = recipe.data.test_split_size
+    if size >= 1 and size != int(size):
+        yield "data.test_split_size", f"{size} is neither a share below 1 nor a whole number of records"
+
+
+@_rule("data.dataset_name", "data.dataset_train_split", "data.dataset_test_split")
+def _held_out_is_not_trained_on(recipe: Recipe) -> Iterator[Finding]:
+    data = recipe.data
+    if data.dataset_test_split in (data.dataset_train_split, data.dataset_name):
+        yield "data.dataset_test_split", f"{data.dataset_test_split} is what is trained on; name other data"
+
+
+@_rule("data.formatting")
+def _function_path(recipe: Recipe) -> Iterator[Finding]:
+    path = recipe.data.formatting
+    if path is not None and not _FUNCTION.fullmatch(path):
+        yield "data.formatting", f"expected package.module:function, got {path!r}"
+
+
+@_rule("train.eval_strategy", "data.dataset_name", "data.dataset_test_split", "data.test_split_size")
+def _evaluation_has_data(recipe: Recipe) -> Iterator[Finding]:
+    data = recipe.data
+    held_out = data.dataset_test_split is not None or data.test_split_size or data.dataset_name == "python-docs"
+    if recipe.train.eval_strategy != "no" and not held_out:
+        yield (
+            "train.eval_strategy",
+            f"{recipe.train.eval_strategy} needs held-out data; set data.dataset_test_split or data.test_split_size",
+        )
+
+
+@_rule("train.max_steps")
+def _some_steps(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.train.max_steps == 0:
+        yield "train.max_steps", "0 trains nothing; -1 leaves the length to train.num_train_epochs"
+
+
+@_rule("train.warmup_steps")
+def _whole_warmup(recipe: Recipe) -> Iterator[Finding]:
+    steps = recipe.train.warmup_steps
+    if steps >= 1 and steps != int(steps):
+        yield "train.warmup_steps", f"{steps} is neither a share below 1 nor a whole number of steps"
+
+
+@_rule("train.lr_scheduler_type", "train.lr_scheduler_kwargs", "train.learning_rate")
+def _scheduler_arguments(recipe: Recipe) -> Iterator[Finding]:
+    train, key = recipe.train, "train.lr_scheduler_kwargs"
+    given, known = train.lr_scheduler_kwargs or {}, _SCHEDULER_KWARGS[train.lr_scheduler_type]
+    for name, value in given.items():
+        if name not in known:
+            takes = f"takes {', '.join(known)} only" if known else "takes no arguments"
+            yield f"{key}.{name}", f"the scheduler {train.lr_scheduler_type} {takes}; leave it out"
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            yield f"{key}.{name}", f"expected a number, got {value!r}"
+    if train.lr_scheduler_type == "cosine_with_min_lr" and len({"min_lr", "min_lr_rate"} & set(given)) != 1:
+        yield "train.lr_scheduler_type", f"cosine_with_min_lr needs min_lr or min_lr_rate (one of them) in {key}"
+    lowest = given.get("lr_end", 1e-7) if train.lr_scheduler_type == "polynomial" else 0
+    if isinstance(lowest, int | float) and lowest >= train.learning_rate:
+        yield "train.learning_rate", f"polynomial needs more than lr_end ({lowest}), got {train.learning_rate}"
+
+
+@_rule("train.gradient_checkpointing", "train.gradient_checkpointing_kwargs")
+def _checkpointing_arguments(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.train.gradient_checkpointing_kwargs and not recipe.train.gradient_checkpointing:
+        yield (
+            "train.gradient_checkpointing_kwargs",
+            "has no effect while train.gradient_checkpointing is false; set that to true or leave this out",
+        )
+
+
+@_rule("parallel.global_batch_size", "train.gradient_accumulation_steps")
+def _one_source_of_accumulation(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.parallel.global_batch_size is not None and recipe.train.gradient_accumulation_steps != 1:
+        yield "train.gradient_accumulation_steps", "follows from parallel.global_batch_size; keep one of the two"
+
+
+@_rule("parallel.global_batch_size", "parallel.processes", "parallel.strategy", "train.per_device_train_batch_size")
+def _global_batch_divides(recipe: Recipe) -> Iterator[Finding]:
+    rows, each = recipe.parallel.global_batch_size, recipe.train.per_device_train_batch_size
+    processes = recipe.parallel.processes
+    at_once = each * (processes or 1)
+    if rows is not None and rows % at_once:
+        over = f"{processes} processes of {each} rows" if processes and processes > 1 else f"micro-batches of {each}"
+        yield (
+            "parallel.global_batch_size",
+            (
+                f"{rows} rows do not divide over {over}; make it a multiple of {at_once}, or change "
+                "train.per_device_train_batch_size"
+            ),
+        )
+
+
+@_rule("parallel.strategy", "parallel.processes")
+def _single_is_one_process(recipe: Recipe) -> Iterator[Finding]:
+    processes = recipe.parallel.processes
+    if recipe.parallel.strategy == "single" and processes is not None and processes > 1:
+        yield "parallel.strategy", f"single is one process, parallel.processes is {processes}; take auto, ddp or zero2"
+
+
+@_rule("model.attn_implementation", "model.dtype", "train.bf16")
+def _flash_attention_precision(recipe: Recipe) -> Iterator[Finding]:
+    kernel = recipe.model.attn_implementation or ""
+    if kernel.startswith("flash_attention") and recipe.model.dtype == "float32" and recipe.train.bf16 is False:
+        yield "model.attn_implementation", f"{kernel} computes in bf16 only; set train.bf16=true, or take sdpa"
+
+
+@_rule("peft.use_peft", *_PEFT_KEYS)
+def _adapter_settings(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.peft.use_peft:
+        return
+    for name, field in PeftSection.model_fields.items():
+        if getattr(recipe.peft, name) != field.get_default():
+            yield f"peft.{name}", "has no effect while peft.use_peft is false; set that to true or leave this out"
+
+
+@_rule("peft.lora_target_modules", "peft.use_peft")
+def _adapter_has_modules(recipe: Recipe) -> Iterator[Finding]:
+    modules, key = recipe.peft.lora_target_modules, "peft.lora_target_modules"
+    if not recipe.peft.use_peft:
+        return
+    if not modules or (isinstance(modules, list) and not all(modules)):
+        yield key, "names no module; give names, a regular expression or all-linear"
+    elif isinstance(modules, str):
+        try:
+            re.compile(modules)
+        except re.error as error:
+            yield key, f"{modules!r} is no regular expression: {error}; mend it, or give a list of names"
