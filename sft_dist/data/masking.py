@@ -53,9 +53,7 @@ class Masker:
             for row, ids, offsets in zip(rows, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
-    def _one(
-        self, row: Rendered, ids: list[int], offsets: list[tuple[int, int]]
-    ) -> tuple[list[int], list[bool]]:
+    def _one(self, row: Rendered, ids: list[int], offsets: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
         ranges = covered(offsets)
         if self._pieces_are_exact and _straddles(ranges, row.spans):
             return self._by_pieces(row)

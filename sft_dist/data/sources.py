@@ -204,7 +204,7 @@ def _read_csv(file: Path) -> Iterator[RawRecord]:
         try:
             for number, row in enumerate(reader, 1):
                 fields = {k: v for k, v in row.items() if k is not None}
-                fault = f"{len(row[None])} fields too many" if None in row else None  # type: ignore[call-overload]
+                fault = f"{len(row[None])} fields too many" if None in row else None
                 yield RawRecord(f"{file}: record {number}", None if fault else fields, fault)
         except csv.Error as error:
             raise DataError(f"{file}:{reader.line_num}: broken CSV: {error}; mend it") from error

@@ -218,7 +218,9 @@ def _response_end(text: str, start: int, response: str, following: str) -> int:
 
 def _closing(tokenizer: PreTrainedTokenizerBase, tail: str) -> tuple[str, bool]:
     """What ends a response in `tail`, the text after the last one, and whether it holds a stop token."""
-    specials = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
+    specials = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special} | set(
+        tokenizer.all_special_tokens
+    )
     found = [(at, token) for token in specials if token and (at := tail.find(token)) >= 0]
     if not found:
         return tail.rstrip(), False

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 _EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|eot_id|>")
 
 
-def load_tokenizer(
-    path: str, model: ModelSection, say: Callable[[str], None] = print
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, model: ModelSection, say: Callable[[str], None] = print) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a model, with a pad and an eos token. `say` is told what was mended.
 
     Raises :class:`UserError` when there is none, or only a slow one.

@@ -88,7 +88,12 @@ def test_the_mask_equals_that_of_an_author_who_marked_the_template() -> None:
 )
 def test_text_that_holds_the_marker_itself_does_not_move_the_mask(name: str, trap: str) -> None:
     template = loaded(name)
-    turns = (Turn("user", trap), Turn("assistant", f"before {trap} after"), Turn("user", trap), Turn("assistant", "end"))
+    turns = (
+        Turn("user", trap),
+        Turn("assistant", f"before {trap} after"),
+        Turn("user", trap),
+        Turn("assistant", "end"),
+    )
     first, second = trained_texts(template, row(template, turns))
     closing = template.closing
     assert first.removesuffix(closing).strip() == f"before {trap} after"
@@ -170,7 +175,12 @@ def test_a_template_that_rewrites_old_responses_is_followed(tmp_path: Path) -> N
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     template = loaded("chatml", DataSection(dataset_name="x", chat_template_path=str(file)))
-    turns = (Turn("user", "a"), Turn("assistant", "<think>x</think>b"), Turn("user", "c"), Turn("assistant", "<think>y</think>d"))
+    turns = (
+        Turn("user", "a"),
+        Turn("assistant", "<think>x</think>b"),
+        Turn("user", "c"),
+        Turn("assistant", "<think>y</think>d"),
+    )
     assert trained_texts(template, row(template, turns)) == ["b<|im_end|>", "<think>y</think>d<|im_end|>"]
 
 
@@ -218,4 +228,7 @@ def test_trained_tokens_decode_to_exactly_the_assistants_texts(
     trained = [label for label in tokens.labels if label != IGNORE]
     expected = "".join(response + template.closing for _, response in pairs)
     assert template.tokenizer.decode(trained, clean_up_tokenization_spaces=False) == expected
-    assert template.tokenizer.decode(tokens.input_ids, clean_up_tokenization_spaces=False) == template.render(tuple(turns)).text
+    assert (
+        template.tokenizer.decode(tokens.input_ids, clean_up_tokenization_spaces=False)
+        == template.render(tuple(turns)).text
+    )
