@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sft_dist.config import ModelSection
 from sft_dist.errors import UserError
@@ -73,7 +75,9 @@ def dataset(name: str, revision: str | None) -> Answer:
 
 
 def _home() -> str:
-    return os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))}/huggingface"
+    return (
+        os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))}/huggingface"
+    )
 
 
 def _asked(ask: Callable[[], Answer], what: str) -> Answer:
@@ -88,6 +92,8 @@ def _asked(ask: Callable[[], Answer], what: str) -> Answer:
         RevisionNotFoundError,
     )
 
+    if not reachable():
+        return Answer()
     try:
         return ask()
     except GatedRepoError:
@@ -104,3 +110,20 @@ def _asked(ask: Callable[[], Answer], what: str) -> Answer:
         return Answer(fault=f"the repository holds no config.json, so it is no {what} for transformers; name another")
     except (HfHubHTTPError, OSError):
         return Answer()
+
+
+def reachable() -> bool:
+    """Whether the hub answers at all; its client would go on trying for most of a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,146 @@
+"""The environment of each worker process, the one that accelerate's launcher would have given it.
+
+`sft-dist run` starts the workers itself. accelerate's launcher imports torch first (seconds), turns every exit
+code of a worker into 1 behind a page of traceback, and keeps SIGUSR1 and SIGUSR2 to itself. The training plane
+must not be able to tell the two apart, so this module reads the same files in `ds_configs/` and sets what
+accelerate sets; a test compares the two for each file. Left out is what speaks of torch's elastic agent,
+which does not exist here (`ABSENT`).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_dist.errors import UserError
+
+STRATEGIES = ("single", "ddp", "zero2")
+
+# What the elastic agent tells its workers about itself, and why it must not be told here.
+ABSENT = {
+    "TORCHELASTIC_RUN_ID": "name of the agent's rendezvous; its presence means that there is an agent",
+    "TORCHELASTIC_USE_AGENT_STORE": "says that the agent serves the key-value store; here rank 0 does",
+    "TORCHELASTIC_ERROR_FILE": "file that the agent reads a traceback from",
+    "TORCHELASTIC_SIGNALS_TO_HANDLE": "signals that the agent acts on",
+    "TORCHELASTIC_MAX_RESTARTS": "how often the agent may start the workers again",
+    "TORCHELASTIC_RESTART_COUNT": "how often it has",
+}
+
+_MACHINE_KEYS = {
+    "compute_environment": "LOCAL_MACHINE",
+    "num_machines": 1,
+    "num_processes": None,
+    "main_process_port": None,
+    "distributed_type": None,
+    "deepspeed_config": None,
+}
+_DEEPSPEED_KEYS = {"zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE"}
+
+
+def config_path(strategy: str) -> Path:
+    """The Accelerate file of a strategy. Raises :class:`UserError` when there is no such strategy."""
+    if strategy not in STRATEGIES:
+        raise UserError(f"parallel.strategy: {strategy!r} is not a strategy; take one of {', '.join(STRATEGIES)}")
+    # In a checkout and in an installed wheel alike the folder lies beside this package; looked for there
+    # first, because a `ds_configs` of the user's own in the working directory would come first otherwise.
+    beside = Path(__file__).resolve().parent.parent / "ds_configs" / f"{strategy}.yaml"
+    if beside.is_file():
+        return beside
+    try:
+        packaged = Path(str(importlib.resources.files("ds_configs"))) / f"{strategy}.yaml"
+    except (ModuleNotFoundError, TypeError):
+        packaged = beside
+    if not packaged.is_file():
+        raise UserError(f"{beside}: is missing from this installation; install sft-dist again")
+    return packaged
+
+
+def worker_environments(
+    strategy: str,
+    processes: int,
+    *,
+    master_addr: str = "127.0.0.1",
+    master_port: int,
+    omp_num_threads: int,
+    base: Mapping[str, str],
+) -> list[dict[str, str]]:
+    """One environment per process, by local rank, each `base` with the variables of the strategy on top.
+
+    `omp_num_threads` is what `--num_cpu_threads_per_process` is to accelerate. Raises :class:`UserError` for
+    an unknown strategy, for `single` on several processes, and for a file with settings that only accelerate
+    itself understands.
+    """
+    path = config_path(strategy)
+    config = _read(path)
+    common = dict(base) | {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": str(omp_num_threads)}
+    kind = config["distributed_type"]
+    if kind == "NO":
+        if processes != 1:
+            raise UserError(f"parallel.strategy: {strategy} is one process, not {processes}; take ddp or zero2")
+        return [common | _dynamo() | {"ACCELERATE_USE_CPU": "False"}]
+    common |= _dynamo() if kind == "MULTI_GPU" else _deepspeed(config.get("deepspeed_config") or {}, base)
+    return [common | _torch_distributed(rank, processes, master_addr, master_port, base) for rank in range(processes)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of `ds_configs/`, refused where it says what this module would not do as accelerate does it."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {error}".replace("\n", " ")) from error
+    if not isinstance(config, dict) or config.get("distributed_type") not in ("NO", "MULTI_GPU", "DEEPSPEED"):
+        raise UserError(f"{path}: distributed_type is none of 'NO', MULTI_GPU, DEEPSPEED; mend it")
+    for key, value in config.items():
+        if key not in _MACHINE_KEYS or _MACHINE_KEYS[key] not in (None, value):
+            raise UserError(f"{path}: {key}: {value} is for `accelerate launch` only; leave it out for `sft-dist run`")
+    for key in config.get("deepspeed_config") or {}:
+        if key not in _DEEPSPEED_KEYS:
+            raise UserError(f"{path}: deepspeed_config.{key} is for `accelerate launch` only; leave it out here")
+    return config
+
+
+def _dynamo() -> dict[str, str]:
+    return {
+        "ACCELERATE_DYNAMO_BACKEND": "NO",
+        "ACCELERATE_DYNAMO_MODE": "default",
+        "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
+        "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
+        "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "False",
+    }
+
+
+def _deepspeed(settings: Mapping[str, Any], base: Mapping[str, str]) -> dict[str, str]:
+    paths = [path for path in base.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_CONFIG_DS_FIELDS": ",".join(settings),
+        **{_DEEPSPEED_KEYS[key]: str(value) for key, value in settings.items()},
+        "PYTHONPATH": os.pathsep.join([*paths, os.getcwd()]),
+        # DeepSpeed sets it when imported, which accelerate's launcher does. torch then looks for GPUs through
+        # NVML, so that a process may still fork afterwards.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": base.get("PYTORCH_NVML_BASED_CUDA_CHECK", "1"),
+    }
+
+
+def _torch_distributed(
+    rank: int, processes: int, master_addr: str, master_port: int, base: Mapping[str, str]
+) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_NAME": "default",
+        "ROLE_RANK": str(rank),
+        "ROLE_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": master_addr,
+        "MASTER_PORT": str(master_port),
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": base.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
+    }
