@@ -48,7 +48,7 @@ def load(name: str) -> tuple[PreTrainedModel, ChatTemplate]:
     section = ModelSection(model_name_or_path=path)
     tokenizer = load_tokenizer(path, section)
     model = load_model(path, section, tokenizer)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, load_template(tokenizer, DataSection(dataset_name="none"))
 
 

@@ -46,7 +46,7 @@ def flops_per_token(model: torch.nn.Module, config: Any, row_length: float) -> f
     if not getattr(config, "tie_word_embeddings", False):
         count = getattr(embedding, "ds_numel", embedding.numel())
         trained, frozen = (trained - count, frozen) if embedding.requires_grad else (trained, frozen - count)
-    attention = 12.0 * config.num_hidden_layers * config.hidden_size * row_length
+    attention = 12.0 * float(config.num_hidden_layers) * float(config.hidden_size) * row_length
     return 6.0 * trained + 4.0 * frozen + attention
 
 
@@ -91,14 +91,15 @@ def mfu(tokens_per_second: float, flops: float, devices: int) -> float | None:
 
 def line(logs: dict[str, Any], step: int, steps: int) -> str | None:
     """One line of a training log for people, or None for records that are no step's."""
+    head = f"step {step:>{len(str(steps))}}/{steps}"
     if "loss" in logs:
-        parts = [f"step {step:>{len(str(steps))}}/{steps}", f"loss {logs['loss']:.4f}"]
+        parts = [head, f"loss {logs['loss']:.4f}"]
         for key, name, form in _SHOWN:
             if key in logs:
                 parts.append(f"{name} {logs[key]:{form}}")
         return "  ".join(parts)
     if "eval_loss" in logs:
-        return f"step {step:>{len(str(steps))}}/{steps}  held-out loss {logs['eval_loss']:.4f}  ppl {logs['eval_perplexity']:.3f}"
+        return f"{head}  held-out loss {logs['eval_loss']:.4f}  ppl {logs['eval_perplexity']:.3f}"
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +26,7 @@ def load_model(path: str, model: ModelSection, tokenizer: PreTrainedTokenizerBas
 
     Weights come from safetensors only, unless `model.allow_pickle_weights`. Raises :class:`UserError`.
     """
-    config = load_config(path, model)
-    if fault := causal_lm_fault(config.to_dict()):
+    if fault := causal_lm_fault(load_config(path, model).to_dict()):
         raise UserError(f"{_KEY}: {path}: {fault}")
     options: dict[str, Any] = {"use_safetensors": None if model.allow_pickle_weights else True}
     if model.attn_implementation:
@@ -33,7 +34,6 @@ def load_model(path: str, model: ModelSection, tokenizer: PreTrainedTokenizerBas
     try:
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path,
-            config=config,
             revision=model.model_revision,
             trust_remote_code=model.trust_remote_code,
             dtype=getattr(torch, model.dtype),
@@ -48,13 +48,21 @@ def load_model(path: str, model: ModelSection, tokenizer: PreTrainedTokenizerBas
 
 
 def load_config(path: str, model: ModelSection) -> Any:
-    """The configuration of a model. Raises :class:`UserError` when there is none."""
+    """The configuration of a model, or of the base of an adapter. Raises :class:`UserError` when there is none."""
     try:
         return AutoConfig.from_pretrained(
-            path, revision=model.model_revision, trust_remote_code=model.trust_remote_code
+            adapter_base(path) or path, revision=model.model_revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{_KEY}: {path}: no such model, or no readable config.json: {_why(error)}") from error
+
+
+def adapter_base(path: str) -> str | None:
+    """The base model that a folder's adapter belongs to, or None for a folder that holds no adapter."""
+    file = Path(path) / "adapter_config.json"
+    if not file.is_file() or (Path(path) / "config.json").exists():
+        return None
+    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def row_length(config: Any, max_length: int | None) -> int | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 from sft_dist.errors import EXIT_DONE, EXIT_USER, UserError
@@ -56,6 +58,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # It looks for optional kernels at import and reports those it does not find.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    # Names that transformers will rename one day: news for us, not for the user.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|accelerate|peft|torch)\..*")
 
 
 def settle_accelerator() -> None:

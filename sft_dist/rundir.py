@@ -52,6 +52,18 @@ class RunDir:
         return self.root / "eval"
 
     @property
+    def before(self) -> Path:
+        return self.evaluation / "before.json"
+
+    @property
+    def answers(self) -> Path:
+        return self.evaluation / "answers.jsonl"
+
+    @property
+    def comparison(self) -> Path:
+        return self.evaluation / "comparison.html"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

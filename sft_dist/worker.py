@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
@@ -17,11 +15,10 @@ from sft_dist.data.prepare import Prepared, prepare
 from sft_dist.data.template import load_template, stop_token_ids
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import UserError
-from sft_dist.evaluation.generation import answer, as_messages, prompts_of
+from sft_dist.evaluation.examination import BeforeTraining, Examination, report
 from sft_dist.metrics import LogFile, PlainLines, ProgressBar
 from sft_dist.models import load_config, load_model, row_length, use_bf16
-from sft_dist.render.comparison import Answer, Comparison, Measure, to_html, to_terminal
-from sft_dist.rundir import RunDir, claim, write_text
+from sft_dist.rundir import RunDir, claim
 from sft_dist.trainers.sft import SFTTrainer, World, sft_config
 
 if TYPE_CHECKING:
@@ -52,14 +49,13 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
         say(text)
     trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out)
     trainer.model.generation_config.eos_token_id = stop_token_ids(template)
-    stage = Evaluated(trainer, recipe, template, held_out, limit)
-    before = stage.measure("before") if recipe.eval.enabled else None
-    trainer.throughput.start()
+    examination = Examination(trainer, recipe, template, held_out, limit)
+    trainer.add_callback(BeforeTraining(examination, run_dir))
     trainer.train(resume_from_checkpoint=_newest_checkpoint(recipe, run_dir))
     _save(trainer, run_dir, world)
-    after = stage.measure("after") if recipe.eval.enabled else None
+    after = examination.take("after") if recipe.eval.enabled else None
     if world.is_main:
-        _report(recipe, run_dir, trainer, train, held_out, before, after)
+        report(recipe, run_dir, trainer, train, held_out, after)
 
 
 def _silent(_: str) -> None:
@@ -99,7 +95,8 @@ def data_lines(train: Prepared, held_out: Prepared | None, template: ChatTemplat
         notes += [f"{len(a.untrained)} without a trained token dropped"] if a.untrained else []
         lines.append(
             f"{name}: {a.rows:,} rows of {a.records:,} records ({a.format}), {a.tokens:,} tokens, "
-            f"{a.trained_tokens:,} trained ({a.trained_tokens / max(a.tokens, 1):.0%})" + "".join(f", {n}" for n in notes)
+            f"{a.trained_tokens:,} trained ({a.trained_tokens / max(a.tokens, 1):.0%})"
+            + "".join(f", {n}" for n in notes)
         )
         lines += [f"  skipped {where}" for where in a.bad]
     return lines
@@ -142,92 +139,3 @@ def _save(trainer: SFTTrainer, run: RunDir, world: World) -> None:
         shutil.rmtree(run.model, ignore_errors=True)
         os.replace(unfinished, run.model)
     trainer.accelerator.wait_for_everyone()
-
-
-class Evaluated:
-    """Measures the model before and after training, all ranks together."""
-
-    def __init__(
-        self, trainer: SFTTrainer, recipe: Recipe, template: ChatTemplate, held_out: Prepared | None, limit: int | None
-    ) -> None:
-        self.trainer = trainer
-        self.recipe = recipe
-        self.template = template
-        self.held_out = held_out
-        self.limit = limit or 1 << 20
-        self.prompts = prompts_of(held_out.rows, recipe.eval.num_prompts) if held_out is not None else []
-
-    def measure(self, when: str) -> tuple[Measure | None, list[str]]:
-        """Held-out loss and the answers to the held-out prompts, the same on every rank."""
-        if self.held_out is None:
-            return None, []
-        found = self.trainer.evaluate(metric_key_prefix=when)
-        measure = Measure(
-            perplexity=found[f"{when}_perplexity"],
-            loss=found[f"{when}_loss"],
-            tokens=int(found[f"{when}_tokens"]),
-            records=int(found[f"{when}_records"]),
-        )
-        return measure, self._answers()
-
-    def _answers(self) -> list[str]:
-        from accelerate.utils import gather_object
-
-        accelerator = self.trainer.accelerator
-        model = accelerator.unwrap_model(self.trainer.model)
-        rank, size = accelerator.process_index, accelerator.num_processes
-        numbers = range(rank, len(self.prompts), size)
-        mine = answer(model, self.template, [self.prompts[i][0] for i in numbers], self.recipe.eval, self.limit)
-        every = gather_object(list(zip(numbers, mine, strict=True)))
-        return [text for _, text in sorted(every)]
-
-def _report(recipe: Recipe, run: RunDir, trainer: SFTTrainer, train: Prepared, held_out: Prepared | None,
-            before: Any, after: Any) -> None:  # fmt: skip
-    """Write summary, answers and the page that compares them, and show the table."""
-    from rich.console import Console
-
-    overall = trainer.throughput.overall()
-    comparison = _comparison(recipe, run, trainer, held_out, before, after)
-    losses = [(h["step"], h["loss"]) for h in trainer.state.log_history if "loss" in h]
-    summary = {
-        "data": {"train": asdict(train.account), "held_out": asdict(held_out.account) if held_out else None},
-        "steps": trainer.state.global_step,
-        "final_loss": losses[-1][1] if losses else None,
-        "before": asdict(comparison.before) if comparison.before else None,
-        "after": asdict(comparison.after) if comparison.after else None,
-        "processes": trainer.args.world_size,
-        **overall,
-    }
-    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
-    if recipe.eval.enabled and held_out is not None:
-        lines = [json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in comparison.answers]
-        write_text(run.evaluation / "answers.jsonl", "".join(lines))
-        write_text(run.evaluation / "comparison.html", to_html(comparison))
-    to_terminal(comparison, Console(width=None if sys.stdout.isatty() else 100))
-
-
-def _comparison(recipe: Recipe, run: RunDir, trainer: SFTTrainer, held_out: Prepared | None,
-                before: Any, after: Any) -> Comparison:  # fmt: skip
-    overall = trainer.throughput.overall()
-    prompts = prompts_of(held_out.rows, recipe.eval.num_prompts) if held_out is not None else []
-    first = before[1] if before else [None] * len(prompts)
-    last = after[1] if after else [None] * len(prompts)
-    return Comparison(
-        title=recipe.train.run_name or run.root.name,
-        model=recipe.model.model_name_or_path,
-        dataset=recipe.data.dataset_name,
-        before=before[0] if before else None,
-        after=after[0] if after else None,
-        answers=tuple(
-            Answer(as_messages(prompt), reference, a, b)
-            for (prompt, reference), a, b in zip(prompts, first, last, strict=True)
-        ),
-        facts=(
-            ("processes", str(trainer.args.world_size)),
-            ("optimizer steps", str(trainer.state.global_step)),
-            ("tokens/s", f"{overall['tokens_per_second']:,.0f} ({overall['trained_tokens_per_second']:,.0f} trained)"),
-            ("model", str(run.model)),
-            ("answers", str(run.evaluation / "comparison.html")),
-            ("log", str(run.metrics)),
-        ),
-    )

@@ -57,7 +57,7 @@ def evaluate(recipe: Recipe, output: Path | None) -> None:
     if held_out is None:
         raise UserError("data.dataset_test_split: the recipe holds nothing out; name a split or set test_split_size")
     model = load_model(path, recipe.model, tokenizer)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     batch = recipe.train.per_device_eval_batch_size
     found = measure_rows(model, held_out.rows, tokenizer.pad_token_id, batch, model.device)
     prompts = prompts_of(held_out.rows, recipe.eval.num_prompts)

@@ -21,7 +21,7 @@ _BATCH = 8
 
 def prompts_of(rows: Any, count: int) -> list[tuple[Conversation, str]]:
     """The first question of the first `count` rows that have one, each with its reference answer."""
-    prompts = []
+    prompts: list[tuple[Conversation, str]] = []
     for row in rows:
         if len(prompts) >= count:
             break
@@ -46,7 +46,9 @@ def answer(
     with generating(model):
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
-            for number, text in zip(part, _batch(model, template, [texts[i] for i in part], settings, limit), strict=True):
+            for number, text in zip(
+                part, _batch(model, template, [texts[i] for i in part], settings, limit), strict=True
+            ):
                 answers[number] = text
     return [answers[i] for i in range(len(texts))]
 

@@ -76,12 +76,10 @@ def sft_config(recipe: Recipe, run: RunDir, world: World, bf16: bool, bar: bool)
             given["gradient_checkpointing_kwargs"] or {}
         )
     given["lr_scheduler_kwargs"] = given["lr_scheduler_kwargs"] or {}
-    # Under DeepSpeed accelerate must not be told `cpu`, or it would leave DeepSpeed out.
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     return trl.SFTConfig(
         output_dir=str(run.checkpoints),
         bf16=bf16,
-        use_cpu=not torch.cuda.is_available() and not deepspeed,
+        use_cpu=not torch.cuda.is_available(),
         gradient_accumulation_steps=accumulation_steps(recipe, world.size),
         report_to=recipe.train.report_to or "none",
         run_name=recipe.train.run_name or run.root.name,
@@ -130,6 +128,12 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
         self.throughput.tokens += tokens
         self.throughput.trained_tokens += trained
         return batches, items
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the base class, but refused before `train()` on several processes (see `BeforeTraining`)."""
+        if self.args.world_size > 1 and self.model_wrapped is self.model and not self.is_fsdp_enabled:
+            raise RuntimeError("evaluate() before train() would leave the model without data parallelism")
+        return super().evaluate(*args, **kwargs)  # type: ignore[no-any-return]
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None

@@ -1,0 +1,164 @@
+"""The same measure before and after training, and the report that sets them side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from sft_dist.config import Recipe
+from sft_dist.data.prepare import Prepared
+from sft_dist.data.template import ChatTemplate
+from sft_dist.evaluation.generation import answer, as_messages, prompts_of
+from sft_dist.render.comparison import Answer, Comparison, Measure, to_html, to_terminal
+from sft_dist.rundir import RunDir, write_text
+
+if TYPE_CHECKING:
+    from sft_dist.trainers.sft import SFTTrainer
+
+
+@dataclass(frozen=True)
+class Result:
+    """Held-out loss and the answers to the held-out prompts, in their order."""
+
+    measure: Measure
+    answers: list[str]
+
+
+class Examination:
+    """Measures the model of a trainer; all ranks take part and all get the result.
+
+    `limit`: positions the model has, None for no limit.
+    """
+
+    def __init__(
+        self,
+        trainer: SFTTrainer,
+        recipe: Recipe,
+        template: ChatTemplate,
+        held_out: Prepared | None,
+        limit: int | None,
+    ) -> None:
+        self.trainer = trainer
+        self.settings = recipe.eval
+        self.template = template
+        self.held_out = held_out
+        self.limit = limit or 1 << 20
+        self.prompts = prompts_of(held_out.rows, recipe.eval.num_prompts) if held_out is not None else []
+
+    def take(self, when: str) -> Result | None:
+        """The result, or None where the recipe holds nothing out. `when` names it in the trackers."""
+        if self.held_out is None:
+            return None
+        found = self.trainer.evaluate(metric_key_prefix=when)
+        measure = Measure(
+            perplexity=found[f"{when}_perplexity"],
+            loss=found[f"{when}_loss"],
+            tokens=int(found[f"{when}_tokens"]),
+            records=int(found[f"{when}_records"]),
+        )
+        return Result(measure, self._answers())
+
+    def _answers(self) -> list[str]:
+        from accelerate.utils import gather_object
+
+        accelerator = self.trainer.accelerator
+        model = accelerator.unwrap_model(self.trainer.model)
+        rank, size = accelerator.process_index, accelerator.num_processes
+        numbers = range(rank, len(self.prompts), size)
+        mine = answer(model, self.template, [self.prompts[i][0] for i in numbers], self.settings, self.limit)
+        every = gather_object(list(zip(numbers, mine, strict=True)))
+        return [text for _, text in sorted(every)]
+
+
+class BeforeTraining(TrainerCallback):  # type: ignore[misc]
+    """Takes the examination when the trainer has wrapped the model, and before its first step.
+
+    Not before `train()`: accelerate then marks the bare model as prepared and does not wrap it for data
+    parallelism later, so that every rank silently trains a model of its own (transformers 5.24).
+    A resumed run keeps the result of its first start.
+    """
+
+    def __init__(self, examination: Examination, run: RunDir) -> None:
+        self.examination = examination
+        self.run = run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.examination.settings.enabled and state.global_step == 0:
+            result = self.examination.take("before")
+            if result is not None and state.is_world_process_zero:
+                write_text(self.run.before, json.dumps(asdict(result), indent=2) + "\n")
+        self.examination.trainer.throughput.start()
+
+
+def before(run: RunDir) -> Result | None:
+    """The result that was taken before training, or None."""
+    if not run.before.exists():
+        return None
+    held = json.loads(run.before.read_text(encoding="utf-8"))
+    return Result(Measure(**held["measure"]), held["answers"])
+
+
+def report(
+    recipe: Recipe, run: RunDir, trainer: SFTTrainer, train: Prepared, held_out: Prepared | None, after: Result | None
+) -> None:
+    """Write summary, answers and the page that compares them, and show the table."""
+    from rich.console import Console
+
+    first = before(run) if recipe.eval.enabled else None
+    comparison = _comparison(recipe, run, trainer, held_out, first, after)
+    losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
+    summary = {
+        "data": {"train": asdict(train.account), "held_out": asdict(held_out.account) if held_out else None},
+        "steps": trainer.state.global_step,
+        "final_loss": losses[-1] if losses else None,
+        "before": asdict(first.measure) if first else None,
+        "after": asdict(after.measure) if after else None,
+        "processes": trainer.args.world_size,
+        **trainer.throughput.overall(),
+    }
+    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+    if after is not None:
+        lines = [json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in comparison.answers]
+        write_text(run.answers, "".join(lines))
+        write_text(run.comparison, to_html(comparison))
+    to_terminal(comparison, Console(width=None if sys.stdout.isatty() else 100))
+
+
+def _comparison(
+    recipe: Recipe,
+    run: RunDir,
+    trainer: SFTTrainer,
+    held_out: Prepared | None,
+    first: Result | None,
+    last: Result | None,
+) -> Comparison:
+    overall = trainer.throughput.overall()
+    prompts = prompts_of(held_out.rows, recipe.eval.num_prompts) if held_out is not None else []
+    nothing = [None] * len(prompts)
+    facts = [
+        ("processes", str(trainer.args.world_size)),
+        ("optimizer steps", str(trainer.state.global_step)),
+        ("tokens/s", f"{overall['tokens_per_second']:,.0f} ({overall['trained_tokens_per_second']:,.0f} trained)"),
+        ("model", str(run.model)),
+        ("log", str(run.metrics)),
+    ]
+    if last is not None:
+        facts.append(("answers", str(run.comparison)))
+    return Comparison(
+        title=recipe.train.run_name or run.root.name,
+        model=recipe.model.model_name_or_path,
+        dataset=recipe.data.dataset_name,
+        before=first.measure if first else None,
+        after=last.measure if last else None,
+        answers=tuple(
+            Answer(as_messages(prompt), reference, a, b)
+            for (prompt, reference), a, b in zip(
+                prompts, first.answers if first else nothing, last.answers if last else nothing, strict=True
+            )
+        ),
+        facts=tuple(facts),
+    )

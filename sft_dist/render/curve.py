@@ -1,0 +1,151 @@
+"""A learning curve as inline SVG, drawn without a plotting library."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Points = Sequence[tuple[int, float]]
+
+_WIDTH, _HEIGHT = 720, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 34, 46
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Loss in nats per token over optimizer steps, as (step, loss) in order of steps."""
+
+    train: tuple[tuple[int, float], ...]
+    held_out: tuple[tuple[int, float], ...] = ()
+
+
+def learning_curve_svg(points: Points, eval_points: Points = ()) -> str:
+    """Training loss, and held-out loss where given, over optimizer steps.
+
+    `points` and `eval_points` hold (step, loss in nats per token). Values that are not finite are left out;
+    the result is empty where no point is left. The colours follow the page's `--train-line` and `--held-line`.
+    """
+    train, held = _finite(points), _finite(eval_points)
+    every = [*train, *held]
+    if not every:
+        return ""
+    steps = [step for step, _ in every]
+    x = _Axis.over(min(steps), max(steps), _LEFT, _WIDTH - _RIGHT, 6, whole=True)
+    losses = [loss for _, loss in every]
+    y = _Axis.over(min(losses), max(losses), _HEIGHT - _BOTTOM, _TOP, 5, rounded=True)
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(_caption(train, held))}">',
+        *_grid(x, y),
+        *_series(_thinned(train, _WIDTH), x, y, "var(--train-line, #2a62c4)", dots=len(train) <= 12),
+        *_series(_thinned(held, _WIDTH), x, y, "var(--held-line, #b4530a)", dots=True),
+        *_legend(bool(train), bool(held)),
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    low: float
+    high: float
+    start: float
+    end: float
+    ticks: tuple[float, ...]
+    step: float
+
+    @classmethod
+    def over(
+        cls, low: float, high: float, start: float, end: float, count: int, whole: bool = False, rounded: bool = False
+    ) -> _Axis:
+        """An axis from `low` to `high`; `whole` ticks are integers, a `rounded` axis begins and ends at a tick."""
+        if high - low < 1e-12 * max(abs(low), abs(high), 1.0):
+            low, high = low - 0.5, high + 0.5
+        step = _nice((high - low) / count)
+        step = max(step, 1.0) if whole else step
+        if rounded:
+            low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        return cls(low, high, start, end, tuple(i * step for i in range(first, last + 1)), step)
+
+    def at(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def label(self, tick: float) -> str:
+        if self.step < 1e-4 or self.high >= 1e6:
+            return f"{tick:.3g}"
+        return f"{tick:,.{max(0, -math.floor(math.log10(self.step) + 1e-9))}f}"
+
+
+def _nice(raw: float) -> float:
+    """The least of 1, 2, 5 times a power of ten that is not below `raw`."""
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
+
+
+def _finite(points: Points) -> list[tuple[int, float]]:
+    return [(step, loss) for step, loss in points if math.isfinite(loss)]
+
+
+def _thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """At most about `most` points: the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(points) <= most:
+        return points
+    size = math.ceil(2 * len(points) / most)
+    kept = []
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
+    return kept
+
+
+def _grid(x: _Axis, y: _Axis) -> list[str]:
+    line = 'style="stroke:var(--line, #dfe1e4)"'
+    text = 'style="fill:var(--soft, #5b626b)"'
+    parts = []
+    for tick in y.ticks:
+        at = y.at(tick)
+        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" {line}/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end" {text}>{y.label(tick)}</text>')
+    floor = _HEIGHT - _BOTTOM
+    for tick in x.ticks:
+        at = x.at(tick)
+        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{floor}" y2="{floor + 5}" {line}/>')
+        parts.append(f'<text x="{at:.1f}" y="{floor + 20}" text-anchor="middle" {text}>{x.label(tick)}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 6}" text-anchor="middle" {text}>optimizer step</text>')
+    parts.append(f'<text x="{_LEFT}" y="16" text-anchor="start" {text}>loss (nats per token)</text>')
+    return parts
+
+
+def _series(points: list[tuple[int, float]], x: _Axis, y: _Axis, colour: str, dots: bool) -> list[str]:
+    places = [f"{x.at(step):.1f},{y.at(loss):.1f}" for step, loss in points]
+    parts = []
+    if len(places) > 1:
+        style = f"fill:none;stroke:{colour};stroke-width:2;stroke-linejoin:round"
+        parts.append(f'<polyline points="{" ".join(places)}" style="{style}"/>')
+    if dots or len(places) == 1:
+        for place in places:
+            cx, cy = place.split(",")
+            parts.append(f'<circle cx="{cx}" cy="{cy}" r="3.5" style="fill:{colour}"/>')
+    return parts
+
+
+def _legend(train: bool, held: bool) -> list[str]:
+    entries = [("training", "var(--train-line, #2a62c4)")] * train + [("held out", "var(--held-line, #b4530a)")] * held
+    parts = []
+    for at, (name, colour) in enumerate(reversed(entries)):
+        left = _WIDTH - _RIGHT - 92 * (at + 1)
+        parts.append(f'<line x1="{left}" x2="{left + 20}" y1="12" y2="12" style="stroke:{colour};stroke-width:3"/>')
+        parts.append(f'<text x="{left + 27}" y="16" style="fill:var(--ink, #1c1e21)">{name}</text>')
+    return parts
+
+
+def _caption(train: list[tuple[int, float]], held: list[tuple[int, float]]) -> str:
+    told = [
+        f"{name} loss from {part[0][1]:.3f} at step {part[0][0]} to {part[-1][1]:.3f} at step {part[-1][0]}"
+        for name, part in (("training", train), ("held-out", held))
+        if part
+    ]
+    return "Learning curve: " + ", ".join(told)
