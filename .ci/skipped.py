@@ -1,0 +1,30 @@
+"""Fails where a test was skipped that this machine could have run: `skipped.py JUNIT.xml`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import xml.etree.ElementTree as ET
+
+# What a machine may lack, as the tests name it, and whether this one lacks it.
+LACKING = {"needs CUDA": shutil.which("nvidia-smi") is None}
+
+
+def main(report: str) -> int:
+    """Print every skipped test; 1 where one had no right to be."""
+    wrong = ran = 0
+    for case in ET.parse(report).iter("testcase"):
+        skipped = case.find("skipped")
+        if skipped is None:
+            ran += 1
+            continue
+        reason = skipped.get("message", "")
+        allowed = any(words in reason and lacking for words, lacking in LACKING.items())
+        wrong += not allowed
+        print(f"{'skipped' if allowed else 'SKIPPED WITHOUT RIGHT'}: {case.get('classname')}.{case.get('name')}: {reason}")
+    print(f"{ran} tests ran, {wrong} were skipped that could have run here")
+    return 1 if wrong or not ran else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
