@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 import xml.etree.ElementTree as ET
 
 # What a machine may lack, as the tests name it, and whether this one lacks it.
-LACKING = {"needs CUDA": shutil.which("nvidia-smi") is None}
+LACKING = {
+    "needs CUDA": shutil.which("nvidia-smi") is None,
+    "needs flash-attn": importlib.util.find_spec("flash_attn") is None,
+}
 
 
 def main(report: str) -> int:
@@ -21,7 +25,8 @@ def main(report: str) -> int:
         reason = skipped.get("message", "")
         allowed = any(words in reason and lacking for words, lacking in LACKING.items())
         wrong += not allowed
-        print(f"{'skipped' if allowed else 'SKIPPED WITHOUT RIGHT'}: {case.get('classname')}.{case.get('name')}: {reason}")
+        what = "skipped" if allowed else "SKIPPED WITHOUT RIGHT"
+        print(f"{what}: {case.get('classname')}.{case.get('name')}: {reason}")
     print(f"{ran} tests ran, {wrong} were skipped that could have run here")
     return 1 if wrong or not ran else 0
 

@@ -58,6 +58,9 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not sys.stderr.isatty():
+        # In a log a bar is a line of a thousand characters; transformers reads this one, too.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     # It looks for optional kernels at import and reports those it does not find.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     # Names that transformers will rename one day: news for us, not for the user.

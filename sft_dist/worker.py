@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from sft_dist.errors import UserError
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
 from sft_dist.metrics import LogFile, PlainLines, ProgressBar
 from sft_dist.models import load_config, load_model, row_length, use_bf16
+from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim
 from sft_dist.trainers.sft import SFTTrainer, World, sft_config
 
@@ -32,6 +34,7 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
 
     Raises :class:`UserError` for what the user can mend.
     """
+    began = time.perf_counter()
     world = World.from_environment()
     say = print if world.is_main else _silent
     run_dir = RunDir(Path(recipe.output.output_dir))
@@ -49,13 +52,14 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
         say(text)
     trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out)
     trainer.model.generation_config.eos_token_id = stop_token_ids(template)
-    examination = Examination(trainer, recipe, template, held_out, limit)
+    say(plan_line(trainer))
+    examination = Examination(trainer, recipe, template, held_out, limit, say)
     trainer.add_callback(BeforeTraining(examination, run_dir))
     trainer.train(resume_from_checkpoint=_newest_checkpoint(recipe, run_dir))
     _save(trainer, run_dir, world)
     after = examination.take("after") if recipe.eval.enabled else None
     if world.is_main:
-        report(recipe, run_dir, trainer, train, held_out, after)
+        report(recipe, run_dir, trainer, train, held_out, after, time.perf_counter() - began)
 
 
 def _silent(_: str) -> None:
@@ -100,6 +104,25 @@ def data_lines(train: Prepared, held_out: Prepared | None, template: ChatTemplat
         )
         lines += [f"  skipped {where}" for where in a.bad]
     return lines
+
+
+def plan_line(trainer: SFTTrainer) -> str:
+    """What the training will be, in a line for people."""
+    args, state = trainer.args, trainer.accelerator.state
+    rows = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    spread = {"NO": "one process", "DEEPSPEED": f"ZeRO-{_zero_stage(trainer)} on {args.world_size} processes"}
+    where = spread.get(state.distributed_type.value, f"DDP on {args.world_size} processes")
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
+    every = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+    weights = f"{every / 1e6:,.1f} M weights" + ("" if trained == every else f", {trained / 1e6:,.1f} M trained")
+    steps = f"micro-batches of {args.per_device_train_batch_size}, {args.gradient_accumulation_steps} accumulated"
+    length = count(args.max_steps, "step") if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    return f"training: {where}, {'bf16' if args.bf16 else 'fp32'}, {weights}, {length} of {rows} rows ({steps})"
+
+
+def _zero_stage(trainer: SFTTrainer) -> int:
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    return int(plugin.zero_stage) if plugin is not None else 0
 
 
 def _trainer(recipe: Recipe, run: RunDir, world: World, path: str, tokenizer: PreTrainedTokenizerBase,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from sft_dist.data.prepare import Prepared
 from sft_dist.data.template import ChatTemplate
 from sft_dist.evaluation.generation import answer, as_messages, prompts_of
 from sft_dist.render.comparison import Answer, Comparison, Measure, to_html, to_terminal
+from sft_dist.render.curve import Curve
+from sft_dist.render.wording import count, duration
 from sft_dist.rundir import RunDir, write_text
 
 if TYPE_CHECKING:
@@ -41,18 +44,22 @@ class Examination:
         template: ChatTemplate,
         held_out: Prepared | None,
         limit: int | None,
+        say: Callable[[str], None],
     ) -> None:
         self.trainer = trainer
         self.settings = recipe.eval
         self.template = template
         self.held_out = held_out
         self.limit = limit or 1 << 20
+        self.say = say
         self.prompts = prompts_of(held_out.rows, recipe.eval.num_prompts) if held_out is not None else []
 
     def take(self, when: str) -> Result | None:
         """The result, or None where the recipe holds nothing out. `when` names it in the trackers."""
         if self.held_out is None:
             return None
+        records = count(len(self.held_out.rows), "held-out record")
+        self.say(f"measuring {when} training: {records}, {count(len(self.prompts), 'prompt')} to answer")
         found = self.trainer.evaluate(metric_key_prefix=when)
         measure = Measure(
             perplexity=found[f"{when}_perplexity"],
@@ -103,13 +110,19 @@ def before(run: RunDir) -> Result | None:
 
 
 def report(
-    recipe: Recipe, run: RunDir, trainer: SFTTrainer, train: Prepared, held_out: Prepared | None, after: Result | None
+    recipe: Recipe,
+    run: RunDir,
+    trainer: SFTTrainer,
+    train: Prepared,
+    held_out: Prepared | None,
+    after: Result | None,
+    seconds: float,
 ) -> None:
-    """Write summary, answers and the page that compares them, and show the table."""
+    """Write summary, answers and the page that compares them, and show the table. `seconds`: of the whole run."""
     from rich.console import Console
 
     first = before(run) if recipe.eval.enabled else None
-    comparison = _comparison(recipe, run, trainer, held_out, first, after)
+    comparison = _comparison(recipe, run, trainer, held_out, first, after, seconds)
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     summary = {
         "data": {"train": asdict(train.account), "held_out": asdict(held_out.account) if held_out else None},
@@ -118,6 +131,8 @@ def report(
         "before": asdict(first.measure) if first else None,
         "after": asdict(after.measure) if after else None,
         "processes": trainer.args.world_size,
+        "seconds": seconds,
+        "peak_memory_gb": _peak_gb(trainer),
         **trainer.throughput.overall(),
     }
     write_text(run.summary, json.dumps(summary, indent=2) + "\n")
@@ -135,14 +150,18 @@ def _comparison(
     held_out: Prepared | None,
     first: Result | None,
     last: Result | None,
+    seconds: float,
 ) -> Comparison:
     overall = trainer.throughput.overall()
-    prompts = prompts_of(held_out.rows, recipe.eval.num_prompts) if held_out is not None else []
+    asked = held_out.rows if held_out is not None and (first or last) else ()
+    prompts = prompts_of(asked, recipe.eval.num_prompts)
     nothing = [None] * len(prompts)
     facts = [
         ("processes", str(trainer.args.world_size)),
         ("optimizer steps", str(trainer.state.global_step)),
         ("tokens/s", f"{overall['tokens_per_second']:,.0f} ({overall['trained_tokens_per_second']:,.0f} trained)"),
+        ("time", f"{duration(seconds)}, of which training {duration(trainer.throughput.seconds)}"),
+        ("peak memory", f"{_peak_gb(trainer):.1f} GB a process"),
         ("model", str(run.model)),
         ("log", str(run.metrics)),
     ]
@@ -161,4 +180,17 @@ def _comparison(
             )
         ),
         facts=tuple(facts),
+        curve=_curve(trainer),
     )
+
+
+def _curve(trainer: SFTTrainer) -> Curve:
+    history = trainer.state.log_history
+    return Curve(
+        train=tuple((h["step"], h["loss"]) for h in history if "loss" in h),
+        held_out=tuple((h["step"], h["eval_loss"]) for h in history if "eval_loss" in h),
+    )
+
+
+def _peak_gb(trainer: SFTTrainer) -> float:
+    return max((h["peak_memory_gb"] for h in trainer.state.log_history if "peak_memory_gb" in h), default=0.0)

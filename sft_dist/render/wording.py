@@ -42,6 +42,16 @@ def count(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
 
 
+def duration(seconds: float) -> str:
+    """`48 s`, `5 min 3 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def share(part: int, whole: int) -> str:
     """A share in whole percent that is 0% or 100% only where it is exactly that."""
     if not 0 < part < whole:

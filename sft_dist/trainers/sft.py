@@ -87,6 +87,8 @@ def sft_config(recipe: Recipe, run: RunDir, world: World, bf16: bool, bar: bool)
         dataset_kwargs={"skip_prepare_dataset": True},
         # The collator takes what it needs; the trainer would drop the columns it does not know.
         remove_unused_columns=False,
+        # Every parameter is used in every step; looking for others walks the graph once more.
+        ddp_find_unused_parameters=False,
         eval_do_concat_batches=True,
         **given,
     )
@@ -98,25 +100,24 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
     def __init__(self, model: PreTrainedModel, args: trl.SFTConfig, rows: Dataset, held_out: Dataset | None,
                  tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:  # fmt: skip
         self.throughput = Throughput()
-        self._rows = len(rows)
-        self._mean_length = sum(map(len, rows["input_ids"])) / len(rows)
+        self._lengths = _lengths(rows)
         super().__init__(
             model=model,
             args=args,
             train_dataset=_with_filler(rows, tokenizer.pad_token_id),
-            eval_dataset=held_out,
+            eval_dataset=held_out and _by_length(held_out),
             processing_class=tokenizer,
             data_collator=PaddingCollator(tokenizer.pad_token_id),
             compute_metrics=_token_mean,
             peft_config=lora_config(recipe.peft),
         )
-        self._flops = flops_per_token(self.model, self.model.config, self._mean_length)
+        self._flops = flops_per_token(self.model, self.model.config, sum(self._lengths) / len(rows))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
         rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return GlobalOrder(self._rows, rows_per_step, seed)
+        return GlobalOrder(self._lengths, rows_per_step, seed)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Count what a step is trained on, over all ranks."""
@@ -161,6 +162,20 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
 def _token_mean(prediction: EvalPrediction) -> dict[str, float]:
     found = measure(torch.as_tensor(prediction.predictions))
     return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens, "records": found.records}
+
+
+def _lengths(rows: Dataset) -> list[int]:
+    """Tokens of each row, read column by column: whole rows would be decoded for nothing."""
+    import pyarrow.compute as pc
+
+    lengths: list[int] = pc.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
+    return lengths
+
+
+def _by_length(rows: Dataset) -> Dataset:
+    """Sums over rows do not depend on their order, and rows of like length need little padding."""
+    lengths = _lengths(rows)
+    return rows.select(sorted(range(len(rows)), key=lambda row: -lengths[row]))
 
 
 def _with_filler(rows: Dataset, token: int) -> Dataset:

@@ -35,7 +35,7 @@ def command(
     monkeypatch.setenv("SFT_DIST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("launch.devices.gpus", lambda: [])
+    monkeypatch.setattr("launch.devices.gpus", list)
 
     def here(name: str, words: Sequence[str]) -> int:
         return int(importlib.import_module(name).main(list(words)))
@@ -110,8 +110,10 @@ def test_a_good_recipe_passes(command: Callable[..., list[str]]) -> None:
         ),
         (
             "data.formatting=no_such_module:f",
-            "data.formatting: no_such_module:f: No module named 'no_such_module'; "
-            "it must be package.module:function, importable from here",
+            (
+                "data.formatting: no_such_module:f: No module named 'no_such_module'; "
+                "it must be package.module:function, importable from here"
+            ),
         ),
         (
             "train.learning_rte=1",
@@ -210,8 +212,10 @@ def test_a_model_that_is_no_causal_lm_is_refused(command: Callable[..., list[str
     config = json.loads((other / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
     (other / "config.json").write_text(json.dumps(config))
     assert command("check", "model.model_name_or_path=bert") == [
-        "model.model_name_or_path: bert: not a causal language model (BertForMaskedLM); "
-        "name one whose architecture ends in ForCausalLM"
+        (
+            "model.model_name_or_path: bert: not a causal language model (BertForMaskedLM); "
+            "name one whose architecture ends in ForCausalLM"
+        )
     ]
 
 
@@ -219,8 +223,10 @@ def test_an_output_folder_that_holds_another_run_is_refused(command: Callable[..
     Path("run").mkdir()
     Path("run/recipe.yaml").write_text("")
     assert command("run") == [
-        "output.output_dir: run holds another run; set output.resume=true to go on, "
-        "output.overwrite=true to replace it, or name another folder"
+        (
+            "output.output_dir: run holds another run; set output.resume=true to go on, "
+            "output.overwrite=true to replace it, or name another folder"
+        )
     ]
     assert Path("run/recipe.yaml").exists()
 
@@ -230,8 +236,7 @@ def test_bf16_on_hardware_that_has_none_is_refused(
 ) -> None:
     monkeypatch.setattr("launch.devices.cpu_has_bf16", lambda: False)
     assert command("run", "train.bf16=true") == [
-        "train.bf16: this processor has no bf16 instructions, and there is no GPU; "
-        "set train.bf16=false or leave it out"
+        "train.bf16: this processor has no bf16 instructions, and there is no GPU; set train.bf16=false or leave it out"
     ]
     assert not Path("run").exists()
 

@@ -19,7 +19,8 @@ HEAVY = ("torch", "transformers", "trl", "deepspeed", "accelerate", "datasets", 
 MODULES = sorted(f"launch.{path.stem}" for path in (ROOT / "launch").glob("*.py") if path.stem != "__init__")
 # The part of the training plane that the control plane may use.
 SHARED = ["sft_dist.errors", "sft_dist.recipe", "sft_dist.rundir", "sft_dist.modelinfo", "sft_dist.hardware",
-          "sft_dist.paths", "sft_dist.builtin_models", "sft_dist.data.sources", "sft_dist.render.comparison"]  # fmt: skip
+          "sft_dist.paths", "sft_dist.builtin_models", "sft_dist.data.sources",
+          "sft_dist.render.comparison"]  # fmt: skip
 
 
 def python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +40,9 @@ def test_no_module_of_the_control_plane_imports_torch(module: str) -> None:
 def test_the_training_plane_never_imports_the_control_plane() -> None:
     for path in (ROOT / "sft_dist").rglob("*.py"):
         lines = [line.strip() for line in path.read_text().splitlines()]
-        assert not [line for line in lines if line.startswith(("import launch", "from launch", "import submitit"))], path
+        assert not [line for line in lines if line.startswith(("import launch", "from launch", "import submitit"))], (
+            path
+        )
         assert "SLURM_" not in path.read_text(), path
 
 

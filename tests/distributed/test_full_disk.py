@@ -1,0 +1,36 @@
+"""A full disk ends a run with one line, and what was written before stays whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.recipes import command, small_recipe
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
+@pytest.mark.parametrize("room", ["600k", "4k"])
+def test_a_full_disk_is_one_line(tmp_path: Path, room: str) -> None:
+    """The folder of the run is on a disk with room for half of the model (or none), filled while it trains."""
+    recipe = small_recipe(tmp_path, tiny.save_model(tmp_path / "base", layers=4), records=8)
+    run = tmp_path / "run"
+    run.mkdir()
+    words = [sys.executable, "-m", "sft_dist", str(recipe), "parallel.processes=1", "train.report_to=none"]
+    script = f'mount -t tmpfs -o size={room} disk {run} && "$@"; code=$?; cp -r {run} {tmp_path}/kept; exit $code'
+    done = command(tmp_path, "unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", *words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    faults = [line for line in done.stderr.splitlines() if line.startswith("sft-dist: ")]
+    assert len(faults) == 1, done.stderr
+    assert faults[0].startswith("sft-dist: output.output_dir: ")
+    assert "No space left on device" in faults[0] or "no space left" in faults[0]
+    assert "Traceback" not in done.stderr
+    kept = tmp_path / "kept"
+    assert not (kept / "model").exists()
+    if room != "4k":
+        json.loads((kept / "environment.json").read_text())
+        assert (kept / "metrics.jsonl").exists()
