@@ -54,6 +54,8 @@ def load(name: str) -> tuple[PreTrainedModel, ChatTemplate]:
 
 def talk(model: PreTrainedModel, template: ChatTemplate, settings: EvalSection, system: str | None) -> None:
     """Read questions from standard input and answer each with the whole conversation in view."""
+    from transformers import TextStreamer
+
     from sft_dist.evaluation.generation import answer
     from sft_dist.modelinfo import max_positions
 
@@ -66,9 +68,11 @@ def talk(model: PreTrainedModel, template: ChatTemplate, settings: EvalSection, 
             turns = list(opening)
             continue
         turns.append(Turn("user", question))
-        (text,) = answer(model, template, [tuple(turns)], settings, limit)
+        print("\nmodel> ", end="", flush=True)
+        streamer = TextStreamer(template.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        (text,) = answer(model, template, [tuple(turns)], settings, limit, streamer)
         turns.append(Turn("assistant", text))
-        print(f"\nmodel> {text}\n", flush=True)
+        print()
 
 
 def _ask() -> str:

@@ -33,11 +33,17 @@ def prompts_of(rows: Any, count: int) -> list[tuple[Conversation, str]]:
 
 
 def answer(
-    model: PreTrainedModel, template: ChatTemplate, prompts: Sequence[Conversation], settings: EvalSection, limit: int
+    model: PreTrainedModel,
+    template: ChatTemplate,
+    prompts: Sequence[Conversation],
+    settings: EvalSection,
+    limit: int,
+    streamer: Any = None,
 ) -> list[str]:
     """One answer a prompt, without special tokens; greedy unless `settings.temperature` is positive.
 
-    `limit`: positions the model has; a prompt is cut on the left to leave room for the answer.
+    `limit`: positions the model has; a prompt is cut on the left to leave room for the answer. `streamer`: one of
+    transformers', which is told the tokens of a single prompt's answer as they come.
     """
     answers: dict[int, str] = {}
     texts = [template.prompt(turns) for turns in prompts]
@@ -46,15 +52,13 @@ def answer(
     with generating(model):
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
-            for number, text in zip(
-                part, _batch(model, template, [texts[i] for i in part], settings, limit), strict=True
-            ):
-                answers[number] = text
+            found = _batch(model, template, [texts[i] for i in part], settings, limit, streamer)
+            answers |= zip(part, found, strict=True)
     return [answers[i] for i in range(len(texts))]
 
 
 def _batch(
-    model: PreTrainedModel, template: ChatTemplate, texts: list[str], settings: EvalSection, limit: int
+    model: PreTrainedModel, template: ChatTemplate, texts: list[str], settings: EvalSection, limit: int, streamer: Any
 ) -> list[str]:
     tokenizer = template.tokenizer
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -75,6 +79,7 @@ def _batch(
         max_new_tokens=settings.max_new_tokens,
         eos_token_id=stop_token_ids(template),
         pad_token_id=tokenizer.pad_token_id,
+        streamer=streamer,
         **sampling,
     )
     return [tokenizer.decode(row[width:], skip_special_tokens=True).strip() for row in out]
