@@ -54,7 +54,9 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
     trainer.model.generation_config.eos_token_id = stop_token_ids(template)
     say(plan_line(trainer))
     examination = Examination(trainer, recipe, template, held_out, limit, say)
+    # In this order: the bar begins when what comes before the first step is over.
     trainer.add_callback(BeforeTraining(examination, run_dir))
+    trainer.add_callback(PlainLines() if trainer.args.disable_tqdm else ProgressBar())
     trainer.train(resume_from_checkpoint=_newest_checkpoint(recipe, run_dir))
     _save(trainer, run_dir, world)
     after = examination.take("after") if recipe.eval.enabled else None
@@ -135,7 +137,6 @@ def _trainer(recipe: Recipe, run: RunDir, world: World, path: str, tokenizer: Pr
     rows = held_out.rows if held_out is not None else None
     trainer = SFTTrainer(model, args, train.rows, rows, tokenizer, recipe)
     trainer.remove_callback(ProgressCallback if bar else PrinterCallback)
-    trainer.add_callback(ProgressBar() if bar else PlainLines())
     trainer.add_callback(LogFile(run.metrics))
     return trainer
 
