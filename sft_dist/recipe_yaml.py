@@ -43,7 +43,9 @@ class Fault:
     def line(self, file: str) -> str:
         """The message, always one line."""
         where = "command line" if self.place == COMMAND_LINE else f"{file}:{self.place}" if self.place else file
-        words = [where, self.key, self.text] if self.key else [where, self.text]
+        # A key with a blank at an end would not be seen for what it is.
+        key = self.key if self.key == self.key.strip() else repr(self.key)
+        words = [where, key, self.text] if key else [where, self.text]
         return _NOT_IN_A_LINE.sub(lambda m: m[0].encode("unicode_escape").decode(), ": ".join(words))
 
 

@@ -55,6 +55,10 @@ def test_text_that_is_no_recipe_is_one_fault(text: str, message: str) -> None:
         ('train: {run_name: "a\\0b"}\n', "r.yaml:1: train.run_name: holds a character that no text can have"),
         ('train: {run_name: "\\ud800"}\n', "r.yaml:1: train.run_name: holds a character that no text can have"),
         ("? [a]\n: b\n", "r.yaml:1: a key must be a plain word"),
+        (
+            '" ": 1\n',
+            "r.yaml:1: ' ': no such section; a recipe has stage, model, data, train, peft, parallel, output, eval",
+        ),
         ("peft: &a\n  lora_r: *a\n", "r.yaml:2: peft.lora_r: nested too deeply"),
         ("train: &a {seed: 1}\npeft:\n  <<: *a\n", "r.yaml:3: peft.<<: merge keys are not read; write the keys out"),
     ],
