@@ -30,3 +30,42 @@ class PaddingCollator:
             batch["labels"][number, :length] = torch.as_tensor(row["labels"])
             batch["attention_mask"][number, :length] = 1
         return batch
+
+
+@dataclass(frozen=True)
+class PackedCollator:
+    """Lays the rows of a pack, each a whole document, one behind the other, and pads on the right.
+
+    Takes packs, each a list of rows, and returns int64 tensors, each (packs, longest pack or `length`):
+    `input_ids`; `labels`; `position_ids`, which begin at 0 with each document; `document_ids`, 1 for the first
+    document of a pack. Padding is document 0 with positions of its own, so that it attends to itself: a token that
+    attends to nothing would be a softmax over nothing, whose NaN the gradient of every token would share.
+    `length`: one width for all batches, which compiled kernels want. Raises ValueError when a pack is longer.
+    """
+
+    pad_token_id: int
+    length: int | None = None
+
+    def __call__(self, packs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, torch.Tensor]:
+        longest = max(sum(len(row["input_ids"]) for row in pack) for pack in packs)
+        width = longest if self.length is None else self.length
+        if longest > width:
+            raise ValueError(f"a pack of {longest} tokens does not fit into rows of {width}")
+        filled = {"input_ids": self.pad_token_id, "labels": IGNORE, "document_ids": 0, "position_ids": 0}
+        batch = {name: torch.full((len(packs), width), fill) for name, fill in filled.items()}
+        for number, pack in enumerate(packs):
+            self._lay(pack, {name: tensor[number] for name, tensor in batch.items()})
+        return batch
+
+    @staticmethod
+    def _lay(pack: Sequence[Mapping[str, Any]], into: Mapping[str, torch.Tensor]) -> None:
+        end = 0
+        for document, row in enumerate(pack, start=1):
+            start, end = end, end + len(row["input_ids"])
+            into["input_ids"][start:end] = torch.as_tensor(row["input_ids"])
+            into["labels"][start:end] = torch.as_tensor(row["labels"])
+            # The last token of the document before it would have to predict it.
+            into["labels"][start : min(start + 1, end)] = IGNORE
+            into["document_ids"][start:end] = document
+            into["position_ids"][start:end] = torch.arange(end - start)
+        into["position_ids"][end:] = torch.arange(len(into["position_ids"]) - end)
