@@ -31,6 +31,20 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MEMORY_UNIT
 
 
+def count_weights(model: torch.nn.Module) -> tuple[int, int]:
+    """Weights that are trained and weights that are frozen; whole ones, where ZeRO-3 holds shards of them."""
+    trained = frozen = 0
+    for parameter in model.parameters():
+        size = whole_size(parameter)
+        trained, frozen = (trained + size, frozen) if parameter.requires_grad else (trained, frozen + size)
+    return trained, frozen
+
+
+def whole_size(parameter: torch.Tensor) -> int:
+    """Elements of a parameter before DeepSpeed has cut it into shards."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def flops_per_token(model: torch.nn.Module, config: Any, row_length: float) -> float:
     """Model FLOPs of one token's forward and backward pass, without recomputation.
 
@@ -39,12 +53,9 @@ def flops_per_token(model: torch.nn.Module, config: Any, row_length: float) -> f
     Frozen weights need no weight gradient, which leaves 4 of the 6.
     """
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-    trained = frozen = 0
-    for parameter in model.parameters():
-        count = getattr(parameter, "ds_numel", parameter.numel())
-        trained, frozen = (trained + count, frozen) if parameter.requires_grad else (trained, frozen + count)
+    trained, frozen = count_weights(model)
     if not getattr(config, "tie_word_embeddings", False):
-        count = getattr(embedding, "ds_numel", embedding.numel())
+        count = whole_size(embedding)
         trained, frozen = (trained - count, frozen) if embedding.requires_grad else (trained, frozen - count)
     attention = 12.0 * float(config.num_hidden_layers) * float(config.hidden_size) * row_length
     return 6.0 * trained + 4.0 * frozen + attention

@@ -17,7 +17,7 @@ from sft_dist.data.template import load_template, stop_token_ids
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import UserError
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
-from sft_dist.metrics import LogFile, PlainLines, ProgressBar
+from sft_dist.metrics import LogFile, PlainLines, ProgressBar, count_weights
 from sft_dist.models import load_config, load_model, row_length, use_bf16
 from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim
@@ -61,7 +61,7 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
     _save(trainer, run_dir, world)
     after = examination.take("after") if recipe.eval.enabled else None
     if world.is_main:
-        report(recipe, run_dir, trainer, train, held_out, after, time.perf_counter() - began)
+        report(recipe, run_dir, examination, train, after, time.perf_counter() - began)
 
 
 def _silent(_: str) -> None:
@@ -114,9 +114,8 @@ def plan_line(trainer: SFTTrainer) -> str:
     rows = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
     spread = {"NO": "one process", "DEEPSPEED": f"ZeRO-{_zero_stage(trainer)} on {args.world_size} processes"}
     where = spread.get(state.distributed_type.value, f"DDP on {args.world_size} processes")
-    trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
-    every = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
-    weights = f"{every / 1e6:,.1f} M weights" + ("" if trained == every else f", {trained / 1e6:,.1f} M trained")
+    trained, frozen = count_weights(trainer.model)
+    weights = f"{(trained + frozen) / 1e6:,.1f} M weights" + (f", {trained / 1e6:,.1f} M trained" if frozen else "")
     steps = f"micro-batches of {args.per_device_train_batch_size}, {args.gradient_accumulation_steps} accumulated"
     length = count(args.max_steps, "step") if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     return f"training: {where}, {'bf16' if args.bf16 else 'fp32'}, {weights}, {length} of {rows} rows ({steps})"

@@ -112,17 +112,17 @@ def before(run: RunDir) -> Result | None:
 def report(
     recipe: Recipe,
     run: RunDir,
-    trainer: SFTTrainer,
+    examination: Examination,
     train: Prepared,
-    held_out: Prepared | None,
     after: Result | None,
     seconds: float,
 ) -> None:
     """Write summary, answers and the page that compares them, and show the table. `seconds`: of the whole run."""
     from rich.console import Console
 
+    trainer, held_out = examination.trainer, examination.held_out
     first = before(run) if recipe.eval.enabled else None
-    comparison = _comparison(recipe, run, trainer, held_out, first, after, seconds)
+    comparison = _comparison(recipe, run, examination, first, after, seconds)
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     summary = {
         "data": {"train": asdict(train.account), "held_out": asdict(held_out.account) if held_out else None},
@@ -146,15 +146,14 @@ def report(
 def _comparison(
     recipe: Recipe,
     run: RunDir,
-    trainer: SFTTrainer,
-    held_out: Prepared | None,
+    examination: Examination,
     first: Result | None,
     last: Result | None,
     seconds: float,
 ) -> Comparison:
+    trainer = examination.trainer
     overall = trainer.throughput.overall()
-    asked = held_out.rows if held_out is not None and (first or last) else ()
-    prompts = prompts_of(asked, recipe.eval.num_prompts)
+    prompts = examination.prompts if first or last else []
     nothing = [None] * len(prompts)
     facts = [
         ("processes", str(trainer.args.world_size)),
