@@ -103,6 +103,24 @@ class DataSection(Section):
     """Text that opens a user's turn where the model has no chat template (default `### Instruction:\\n`)."""
     response_template: str | None = None
     """Text that opens an assistant's turn where the model has no chat template (default `### Response:\\n`)."""
+    packing: bool | Literal["required"] = False
+    """Rows of `train.max_length` made of several whole documents. Proven exact on the loaded model before the first
+    step; where it is not, rows stay unpacked and the run says so, or stops with `required`."""
+    streaming: bool = False
+    """Prepare the data block by block while training, for data larger than the disk; needs `train.max_steps`."""
+    shuffle_buffer: PositiveInt = 16384
+    """Documents of a block, which are shuffled and packed together, under `data.streaming`."""
+    truncation_mode: Literal["keep_start", "keep_end", "drop", "split"] = "keep_start"
+    """What becomes of a row longer than `train.max_length`: its start or its end is kept, it is dropped, or, for plain
+    text, split into several rows."""
+    min_response_length: PositiveInt | None = None
+    """Drop conversations with fewer trained tokens."""
+    max_response_length: PositiveInt | None = None
+    """Drop conversations with more trained tokens."""
+    deduplicate: bool = False
+    """Drop conversations that are equal to an earlier one."""
+    dataset_num_proc: PositiveInt | None = None
+    """Processes that prepare the data; unset: one per core."""
     max_bad_records: NonNegativeInt = 0
     """Records with faults that are skipped, counted and named before the run refuses the data."""
     max_train_records: PositiveInt | None = None

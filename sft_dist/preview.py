@@ -16,7 +16,8 @@ from sft_dist import builtin_models
 from sft_dist.config import Recipe
 from sft_dist.data.conversations import Account, conversations
 from sft_dist.data.masking import IGNORE, Masker, Tokens
-from sft_dist.data.prepare import nothing_left, test_split_of, tokenized
+from sft_dist.data.prepare import test_split_of
+from sft_dist.data.rows import nothing_left, tokenized
 from sft_dist.data.sources import open_source
 from sft_dist.data.template import ChatTemplate, load_template
 from sft_dist.data.tokenizer import load_tokenizer
@@ -117,7 +118,7 @@ def _rows(
         raise DataError("data.dataset_test_split: the recipe names no held-out split; preview the train split")
     source = open_source(recipe.data, name, _key(split))
     pairs = conversations(source, recipe.data, account, limit=SAMPLE)
-    for where, _, tokens in tokenized(pairs, template, masker, recipe, account):
+    for where, _, tokens in tokenized(pairs, template, masker, recipe.data, account):
         yield where, tokens
 
 

@@ -40,7 +40,7 @@ _RENAMED = {
         "train.max_grad_norm": "gradient_clipping clip_grad grad_clip gradient_clip_val",
         "train.eval_strategy": "evaluation_strategy",
         "train.gradient_checkpointing": "activation_checkpointing",
-        "train.dataloader_num_workers": "num_workers workers dataset_num_proc",
+        "train.dataloader_num_workers": "num_workers workers",
         "train.report_to": "logger trackers wandb",
         "model.model_name_or_path": "model.name model.path model.id model.name_or_path model_name base_model model_id "
         "pretrained_model_name_or_path name_or_path",
@@ -59,6 +59,11 @@ _RENAMED = {
         "data.max_train_records": "max_samples max_train_samples",
         "data.max_eval_records": "max_eval_samples",
         "data.formatting": "formatting_func",
+        "data.packing": "sample_packing pack packed",
+        "data.streaming": "dataset_streaming stream",
+        "data.dataset_num_proc": "preprocessing_num_workers num_proc dataset_processes preprocessing_num_proc",
+        "data.truncation_mode": "truncation too_long",
+        "data.deduplicate": "dedup dedupe",
         "peft.use_peft": "use_lora peft.lora peft.enabled",
         "peft.lora_r": "peft.r peft.rank lora_rank",
         "peft.lora_alpha": "peft.alpha",
@@ -80,7 +85,6 @@ _NEW_SECTIONS = {
 }  # fmt: skip
 _REASONS: dict[str, tuple[str, str | None]] = {
     "warmup_ratio": ("a share is a train.warmup_steps below 1", "train.warmup_steps"),
-    "packing": ("rows are padded, not packed; leave it out", None),
     "fp16": ("mixed precision is bf16, which needs no loss scaling", "train.bf16"),
     "mixed_precision": ("mixed precision is train.bf16, true or false", "train.bf16"),
     "deepspeed": ("DeepSpeed is chosen by its ZeRO stage", "parallel.strategy"),

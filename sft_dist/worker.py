@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
-from sft_dist.data.prepare import Prepared, prepare
+from sft_dist.data.prepare import prepare
+from sft_dist.data.rows import Prepared
 from sft_dist.data.template import load_template, stop_token_ids
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import UserError

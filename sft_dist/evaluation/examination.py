@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from sft_dist.config import Recipe
-from sft_dist.data.prepare import Prepared
+from sft_dist.data.rows import Prepared
 from sft_dist.data.template import ChatTemplate
 from sft_dist.evaluation.generation import answer, as_messages, prompts_of
 from sft_dist.render.comparison import Answer, Comparison, Measure, to_html, to_terminal

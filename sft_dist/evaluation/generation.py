@@ -10,7 +10,7 @@ import torch
 
 from sft_dist.config import EvalSection
 from sft_dist.data.formats import Conversation, Turn
-from sft_dist.data.prepare import turns_of
+from sft_dist.data.rows import turns_of
 from sft_dist.data.template import ChatTemplate, stop_token_ids
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sft_dist.config import Recipe
-from sft_dist.data import prepare as module
-from sft_dist.data.prepare import prepare, turns_of
+from sft_dist.data import rows as module
+from sft_dist.data.prepare import prepare
+from sft_dist.data.rows import turns_of
 from sft_dist.data.template import load_template
 from sft_dist.errors import DataError
 from tests import tiny

@@ -137,7 +137,7 @@ def test_a_file_in_another_encoding_names_the_line(tmp_path: Path) -> None:
         ("train", "epochs", "no such key, did you mean train.num_train_epochs"),
         ("train", "max_seq_length", "no such key, did you mean train.max_length"),
         ("train", "evaluation_strategy", "no such key, did you mean train.eval_strategy"),
-        ("train", "packing", "no such key: rows are padded, not packed; leave it out"),
+        ("train", "packing", "no such key here; it belongs to data.packing"),
         ("train", "fp16", "no such key: .*, did you mean train.bf16"),
         ("train", "warmup_ratio", "no such key: .*, did you mean train.warmup_steps"),
         ("train", "deepspeed", "no such key: .*, did you mean parallel.strategy"),
