@@ -6,12 +6,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
+from sft_dist.data.arrangement import Arrangement, document_lengths
 from sft_dist.data.prepare import prepare
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import load_template, stop_token_ids
@@ -20,6 +21,7 @@ from sft_dist.errors import UserError
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
 from sft_dist.metrics import LogFile, PlainLines, ProgressBar, count_weights
 from sft_dist.models import load_config, load_model, row_length, use_bf16
+from sft_dist.packing_choice import packed_length, packed_way
 from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim
 from sft_dist.trainers.sft import SFTTrainer, World, sft_config
@@ -52,6 +54,7 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
     for text in data_lines(train, held_out, template):
         say(text)
     trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out)
+    _arrange(trainer, recipe, train, limit, say)
     trainer.model.generation_config.eos_token_id = stop_token_ids(template)
     say(plan_line(trainer))
     examination = Examination(trainer, recipe, template, held_out, limit, say)
@@ -139,6 +142,20 @@ def _trainer(recipe: Recipe, run: RunDir, world: World, path: str, tokenizer: Pr
     trainer.remove_callback(ProgressCallback if bar else PrinterCallback)
     trainer.add_callback(LogFile(run.metrics))
     return trainer
+
+
+def _arrange(
+    trainer: SFTTrainer, recipe: Recipe, train: Prepared, limit: int | None, say: Callable[[str], None]
+) -> None:
+    """Settle the rows: packed in the way that the loaded model proves exact, or one document each."""
+    capacity = packed_length(recipe.data.packing, limit)
+    way = packed_way(trainer.model, recipe.data.packing, trainer.args.bf16, say)
+    seed = recipe.train.seed if recipe.train.data_seed is None else recipe.train.data_seed
+    arrangement = Arrangement(document_lengths(train.rows), None if way is None else capacity, seed)
+    if way is not None:
+        documents, rows = count(len(arrangement.lengths), "document"), count(len(arrangement), "row")
+        say(f"packed: {documents} in {rows} of {capacity:,} tokens, {arrangement.fill():.1%} full")
+    trainer.arrange(arrangement, way)
 
 
 def _newest_checkpoint(recipe: Recipe, run: RunDir) -> str | None:

@@ -33,6 +33,25 @@ class PaddingCollator:
 
 
 @dataclass(frozen=True)
+class Collator:
+    """The collator of a training: rows of several documents are packed, single ones and held-out rows are padded.
+
+    A training row is a list of documents (see `DocumentRows`), a held-out row is a document. `packed`: the training
+    rows are packed, even those of one document, so that all batches of a run are of one kind.
+    """
+
+    pad_token_id: int
+    packed: bool = False
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        if isinstance(rows[0], Mapping):
+            return PaddingCollator(self.pad_token_id)(rows)
+        if self.packed:
+            return PackedCollator(self.pad_token_id)(rows)
+        return PaddingCollator(self.pad_token_id)([document for (document,) in rows])
+
+
+@dataclass(frozen=True)
 class PackedCollator:
     """Lays the rows of a pack, each a whole document, one behind the other, and pads on the right.
 

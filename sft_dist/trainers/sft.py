@@ -1,7 +1,7 @@
 """Supervised fine-tuning: TRL's trainer on rows prepared by this project.
 
-TRL's `SFTTrainer` is subclassed for two things only: the order of the rows, which must not depend on the
-number of processes, and the held-out loss, which must be a mean over tokens and not over batches.
+TRL's `SFTTrainer` is subclassed for three things only: the order of the rows, which must not depend on the number
+of processes, how packed rows are fed, and the held-out loss, which must be a mean over tokens and not over batches.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import trl
 from torch.utils.data import Sampler
 from transformers import EvalPrediction
 
+from sft_dist.attention import Way, feed
 from sft_dist.config import Recipe
-from sft_dist.data.collate import PaddingCollator
+from sft_dist.data.arrangement import Arrangement, DocumentRows, document_lengths
+from sft_dist.data.collate import Collator
 from sft_dist.data.masking import IGNORE
-from sft_dist.data.order import GlobalOrder
+from sft_dist.data.order import GlobalOrder, Row
 from sft_dist.errors import UserError
 from sft_dist.evaluation.perplexity import measure, row_nll
 from sft_dist.metrics import Throughput, flops_per_token, mfu, peak_memory_bytes, perplexity
@@ -100,34 +103,51 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
     def __init__(self, model: PreTrainedModel, args: trl.SFTConfig, rows: Dataset, held_out: Dataset | None,
                  tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:  # fmt: skip
         self.throughput = Throughput()
-        self._lengths = _lengths(rows)
+        self._rows = rows
+        self._arrangement: Arrangement | None = None
+        self._way: Way | None = None
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_with_filler(rows, tokenizer.pad_token_id),
+            train_dataset=rows,
             eval_dataset=held_out and _by_length(held_out),
             processing_class=tokenizer,
-            data_collator=PaddingCollator(tokenizer.pad_token_id),
+            data_collator=Collator(tokenizer.pad_token_id),
             compute_metrics=_token_mean,
             peft_config=lora_config(recipe.peft),
         )
-        self._flops = flops_per_token(self.model, self.model.config, sum(self._lengths) / len(rows))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def arrange(self, arrangement: Arrangement, way: Way | None) -> None:
+        """Settle what is trained on, before `train()`. `way`: how packed rows are fed, None for padded ones."""
+        self._arrangement, self._way = arrangement, way
+        self._flops = flops_per_token(self.model, self.model.config, float(arrangement.lengths.mean()))
+        self.data_collator = Collator(self.processing_class.pad_token_id, packed=way is not None)
+        self.train_dataset = DocumentRows(self._rows, len(arrangement), self.processing_class.pad_token_id)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Row]:
         args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
+        assert self._arrangement is not None, "arrange() comes before train()"
         rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return GlobalOrder(self._lengths, rows_per_step, seed)
+        return GlobalOrder(self._arrangement, rows_per_step)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the base class; packed rows are fed in the way that was proven exact."""
+        if self._way is not None and "document_ids" in inputs:
+            inputs = feed(inputs, self._way, self.model.config, self.model.dtype)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Count what a step is trained on, over all ranks."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         counts = torch.zeros(2, dtype=torch.int64)
         for batch in batches:
-            counts += torch.stack([batch["attention_mask"].sum(), (batch["labels"][:, 1:] != IGNORE).sum()]).cpu()
-        tokens, trained = self.accelerator.reduce(counts.to(self.args.device), "sum").tolist()
-        self.throughput.tokens += tokens
-        self.throughput.trained_tokens += trained
+            tokens = batch["attention_mask"] if "attention_mask" in batch else batch["document_ids"] > 0
+            trained = batch["labels"][:, 1:] != IGNORE
+            # A row in which nothing is trained is filler.
+            counts += torch.stack([(tokens * trained.any(1, keepdim=True)).sum(), trained.sum()]).cpu()
+        seen, learned = self.accelerator.reduce(counts.to(self.args.device), "sum").tolist()
+        self.throughput.tokens += seen
+        self.throughput.trained_tokens += learned
         return batches, items
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -150,6 +170,8 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
         if "loss" in logs:
             logs["perplexity"] = perplexity(logs["loss"])
             logs |= self.throughput.look()
+            # The base class counts padding where it is given a mask of pairs, or none.
+            self._metrics["train"]["num_tokens"] = [self.throughput.tokens]
             logs["num_trained_tokens"] = self.throughput.trained_tokens
             memory = torch.tensor(float(peak_memory_bytes()), device=self.args.device)
             logs["peak_memory_gb"] = round(self.accelerator.gather(memory.reshape(1)).max().item() / 1e9, 2)
@@ -164,23 +186,6 @@ def _token_mean(prediction: EvalPrediction) -> dict[str, float]:
     return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens, "records": found.records}
 
 
-def _lengths(rows: Dataset) -> list[int]:
-    """Tokens of each row, read column by column: whole rows would be decoded for nothing."""
-    import pyarrow.compute as pc
-
-    lengths: list[int] = pc.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
-    return lengths
-
-
 def _by_length(rows: Dataset) -> Dataset:
     """Sums over rows do not depend on their order, and rows of like length need little padding."""
-    lengths = _lengths(rows)
-    return rows.select(sorted(range(len(rows)), key=lambda row: -lengths[row]))
-
-
-def _with_filler(rows: Dataset, token: int) -> Dataset:
-    """The rows and, behind them, the one row in which nothing is trained (see `GlobalOrder`)."""
-    from datasets import Dataset, concatenate_datasets
-
-    filler = {"input_ids": [[token]], "labels": [[IGNORE]], "where": ["filler"], "turns": ["[]"]}
-    return concatenate_datasets([rows, Dataset.from_dict(filler, features=rows.features)])
+    return rows.select(np.argsort(-document_lengths(rows), kind="stable"))

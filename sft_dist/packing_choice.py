@@ -1,0 +1,55 @@
+"""Whether the rows of a run are packed, and how they are fed: what the recipe asks for and the loaded model proves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from sft_dist.attention import Way, text_config
+from sft_dist.errors import UserError
+from sft_dist.packing_proof import prove
+
+_KEY = "data.packing"
+
+
+def packed_way(model: Any, wanted: bool | Literal["required"], bf16: bool, say: Callable[[str], None]) -> Way | None:
+    """The exact way to feed packed rows to a model, or None where rows are not packed.
+
+    All ranks call it together and get rank 0's answer. `bf16`: training runs in bf16 autocast. Raises
+    :class:`UserError` where packing is required and no way is exact.
+    """
+    if not wanted:
+        return None
+    # Flash attention takes no fp32; all else is proven in the precision of the weights, where a leak shows best.
+    flash = "flash" in str(text_config(model.config)._attn_implementation)
+    proof = prove(model, autocast=torch.bfloat16 if bf16 and flash else None)
+    say(proof.line())
+    way = _of_rank_0(proof.way)
+    if way is None and wanted == "required":
+        raise UserError(
+            f"{_KEY}: no way of packing is exact on {proof.architecture}, and packing is required; "
+            f"set {_KEY}=false, or another model.attn_implementation"
+        )
+    if way is None:
+        say("rows stay unpacked: one document each, those of like length in one micro-batch")
+    return way
+
+
+def packed_length(wanted: bool | Literal["required"], limit: int | None) -> int | None:
+    """Tokens of a packed row, None where rows are not packed. Raises :class:`UserError` where nothing limits them."""
+    if wanted and limit is None:
+        raise UserError(
+            f"{_KEY}: rows need a length, and neither the recipe nor the model has one; set train.max_length"
+        )
+    return limit if wanted else None
+
+
+def _of_rank_0(way: Way | None) -> Way | None:
+    """Ranks may differ by a round-off, and rows have to be the same on all."""
+    from accelerate.utils import broadcast_object_list
+
+    found = [way.value if way is not None else None]
+    broadcast_object_list(found)
+    return None if found[0] is None else Way(found[0])
