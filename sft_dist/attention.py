@@ -144,7 +144,7 @@ def _block_masks(batch: Mapping[str, Any], config: Any) -> dict[str, BlockMask]:
 
 def _joined(batch: Mapping[str, Any]) -> dict[str, Any]:
     kept = batch["document_ids"] > 0
-    names = ("input_ids", "labels", "position_ids")
+    names = ("input_ids", "labels", "position_ids", "sources")
     joined = {name: batch[name][kept][None] for name in names if name in batch}
     first = joined["position_ids"][0] == 0
     borders = functional.pad(first.nonzero().flatten(), (0, 1), value=first.numel()).to(torch.int32)

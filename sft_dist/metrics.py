@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,37 @@ class Throughput:
             "tokens_per_second": self.tokens / seconds,
             "trained_tokens_per_second": self.trained_tokens / seconds,
         }
+
+
+class SourceLosses:
+    """Loss and trained tokens of each source of a mixture, since the last look and over the whole training."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.names = tuple(names)
+        self.trained_tokens = dict.fromkeys(self.names, 0)
+        self._sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=device)
+
+    def add(self, log_probs: torch.Tensor, trained: torch.Tensor, sources: torch.Tensor) -> None:
+        """Count a micro-batch: log-probabilities, whether they are trained, and the source, each (rows, length)."""
+        for number in range(len(self.names)):
+            mine = trained & (sources == number)
+            self._sums[0, number] -= log_probs.detach()[mine].sum(dtype=torch.float64)
+            self._sums[1, number] += mine.sum()
+
+    def look(self, over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """`loss/NAME` per trained token since the last look and `tokens/NAME`, trained tokens since the beginning.
+
+        `over_ranks` sums a tensor over all ranks, which call this together.
+        """
+        losses, counts = over_ranks(self._sums).tolist()
+        self._sums = torch.zeros_like(self._sums)
+        found: dict[str, float] = {}
+        for name, loss, tokens in zip(self.names, losses, counts, strict=True):
+            self.trained_tokens[name] += int(tokens)
+            if tokens:
+                found[f"loss/{name}"] = loss / tokens
+            found[f"tokens/{name}"] = self.trained_tokens[name]
+        return found
 
 
 def mfu(tokens_per_second: float, flops: float, devices: int) -> float | None:

@@ -160,8 +160,8 @@ class DocumentRows(Dataset[list[dict[str, Any]]]):
     def __init__(self, rows: datasets.Dataset, count: int, filler_token: int, borders: Sequence[int] = (0,)) -> None:
         self.rows = rows.select_columns(["input_ids", "labels"]).with_format("numpy")
         self.count = count
-        self.filler = {"input_ids": [filler_token], "labels": [IGNORE], "source": 0}
         self.borders = np.asarray(borders)
+        self.filler = {"input_ids": [filler_token], "labels": [IGNORE], **self._source(0)}
 
     def __len__(self) -> int:
         return self.count
@@ -170,5 +170,9 @@ class DocumentRows(Dataset[list[dict[str, Any]]]):
         return [self._document(number) for number in documents] or [self.filler]
 
     def _document(self, number: int) -> dict[str, Any]:
-        source = int(np.searchsorted(self.borders, number, side="right")) - 1
-        return {**self.rows[int(number)], "source": source}
+        return {**self.rows[int(number)], **self._source(number)}
+
+    def _source(self, number: int) -> dict[str, int]:
+        if len(self.borders) == 1:
+            return {}
+        return {"source": int(np.searchsorted(self.borders, number, side="right")) - 1}

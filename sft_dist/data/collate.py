@@ -22,13 +22,15 @@ class PaddingCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         width = max(len(row["input_ids"]) for row in rows)
-        filled = {"input_ids": self.pad_token_id, "labels": IGNORE, "attention_mask": 0}
+        filled = {"input_ids": self.pad_token_id, "labels": IGNORE, "attention_mask": 0, **_of_sources(rows[0])}
         batch = {name: torch.full((len(rows), width), fill) for name, fill in filled.items()}
         for number, row in enumerate(rows):
             length = len(row["input_ids"])
             batch["input_ids"][number, :length] = torch.as_tensor(row["input_ids"])
             batch["labels"][number, :length] = torch.as_tensor(row["labels"])
             batch["attention_mask"][number, :length] = 1
+            if "source" in row:
+                batch["sources"][number] = row["source"]
         return batch
 
 
@@ -71,6 +73,7 @@ class PackedCollator:
         if longest > width:
             raise ValueError(f"a pack of {longest} tokens does not fit into rows of {width}")
         filled = {"input_ids": self.pad_token_id, "labels": IGNORE, "document_ids": 0, "position_ids": 0}
+        filled |= _of_sources(packs[0][0])
         batch = {name: torch.full((len(packs), width), fill) for name, fill in filled.items()}
         for number, pack in enumerate(packs):
             self._lay(pack, {name: tensor[number] for name, tensor in batch.items()})
@@ -87,4 +90,11 @@ class PackedCollator:
             into["labels"][start : min(start + 1, end)] = IGNORE
             into["document_ids"][start:end] = document
             into["position_ids"][start:end] = torch.arange(end - start)
+            if "source" in row:
+                into["sources"][start:end] = row["source"]
         into["position_ids"][end:] = torch.arange(len(into["position_ids"]) - end)
+
+
+def _of_sources(row: Mapping[str, Any]) -> dict[str, int]:
+    """Rows of a mixture tell their source, and the batch then has `sources`, the source of each token."""
+    return {"sources": 0} if "source" in row else {}

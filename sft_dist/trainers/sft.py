@@ -7,6 +7,7 @@ of processes, how packed rows are fed, and the held-out loss, which must be a me
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from sft_dist.data.masking import IGNORE
 from sft_dist.data.order import GlobalOrder, Row
 from sft_dist.errors import UserError
 from sft_dist.evaluation.perplexity import measure, row_nll
-from sft_dist.metrics import Throughput, flops_per_token, mfu, peak_memory_bytes, perplexity
+from sft_dist.metrics import SourceLosses, Throughput, flops_per_token, mfu, peak_memory_bytes, perplexity
 from sft_dist.models import lora_config
 from sft_dist.rundir import RunDir
 
@@ -106,6 +107,8 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
         self._rows = rows
         self._arrangement: Arrangement | None = None
         self._way: Way | None = None
+        self.by_source: SourceLosses | None = None
+        self._sources: torch.Tensor | None = None
         super().__init__(
             model=model,
             args=args,
@@ -117,12 +120,19 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
             peft_config=lora_config(recipe.peft),
         )
 
-    def arrange(self, arrangement: Arrangement, way: Way | None) -> None:
-        """Settle what is trained on, before `train()`. `way`: how packed rows are fed, None for padded ones."""
+    def arrange(self, arrangement: Arrangement, way: Way | None, sources: Mapping[str, int] | None = None) -> None:
+        """Settle what is trained on, before `train()`. `way`: how packed rows are fed, None for padded ones.
+
+        `sources`: the first document of each source by its name, where losses are told apart by source.
+        """
         self._arrangement, self._way = arrangement, way
         self._flops = flops_per_token(self.model, self.model.config, float(arrangement.lengths.mean()))
         self.data_collator = Collator(self.processing_class.pad_token_id, packed=way is not None)
-        self.train_dataset = DocumentRows(self._rows, len(arrangement), self.processing_class.pad_token_id)
+        borders = tuple(sources.values()) if sources else (0,)
+        self.train_dataset = DocumentRows(self._rows, len(arrangement), self.processing_class.pad_token_id, borders)
+        if sources:
+            self.by_source = SourceLosses(list(sources), self.args.device)
+            self.model.register_forward_hook(self._count_sources)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Row]:
         args = self.args
@@ -134,7 +144,14 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
         """As the base class; packed rows are fed in the way that was proven exact."""
         if self._way is not None and "document_ids" in inputs:
             inputs = feed(inputs, self._way, self.model.config, self.model.dtype)
+        self._sources = inputs.pop("sources", None)
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _count_sources(self, _: Any, __: Any, outputs: Any) -> None:
+        """A hook on the model: the base class keeps the losses of single tokens to itself."""
+        if self.by_source is not None and self._sources is not None:
+            self.by_source.add(outputs.log_probs, outputs.label_mask, self._sources[:, 1:])
+            self._sources = None
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Count what a step is trained on, over all ranks."""
@@ -175,10 +192,16 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
             logs["num_trained_tokens"] = self.throughput.trained_tokens
             memory = torch.tensor(float(peak_memory_bytes()), device=self.args.device)
             logs["peak_memory_gb"] = round(self.accelerator.gather(memory.reshape(1)).max().item() / 1e9, 2)
+            if self.by_source is not None:
+                logs |= self.by_source.look(self._summed)
             share = mfu(logs["tokens_per_second"], self._flops, self.args.world_size)
             if share is not None:
                 logs["mfu"] = share
         super().log(logs, start_time)
+
+    def _summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        summed: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+        return summed
 
 
 def _token_mean(prediction: EvalPrediction) -> dict[str, float]:

@@ -93,3 +93,4 @@ def test_rows_of_documents_tell_their_source_and_the_filler_trains_nothing() -> 
     assert (first["input_ids"].tolist(), first["source"]) == ([1, 2], 0)
     assert (last["labels"].tolist(), last["source"]) == ([-100, 5, 6], 1)
     assert found[()] == [{"input_ids": [9], "labels": [-100], "source": 0}]
+    assert set(DocumentRows(rows, 7, filler_token=9)[(0,)][0]) == {"input_ids", "labels"}

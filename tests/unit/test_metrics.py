@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sft_dist import metrics
 from sft_dist.hardware import cpu_has_bf16, peak_flops
-from sft_dist.metrics import Throughput, flops_per_token, line, mfu, perplexity
+from sft_dist.metrics import SourceLosses, Throughput, flops_per_token, line, mfu, perplexity
 
 
 def llama(tied: bool) -> torch.nn.Module:
@@ -87,3 +87,14 @@ def test_bf16_is_read_off_the_processor(tmp_path) -> None:  # type: ignore[no-un
     info.write_text("flags : fpu avx512f sse")
     assert not cpu_has_bf16(info)
     assert not cpu_has_bf16(tmp_path / "absent")
+
+
+def test_losses_are_told_apart_by_source() -> None:
+    found = SourceLosses(["chat", "docs", "idle"], torch.device("cpu"))
+    log_probs = torch.tensor([[-1.0, -2.0, 0.0], [-4.0, 0.0, 0.0]])
+    trained = torch.tensor([[True, True, False], [True, False, False]])
+    found.add(log_probs, trained, torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    found.add(log_probs, trained, torch.tensor([[0, 0, 0], [0, 0, 0]]))
+    logs = found.look(lambda sums: sums * 2)  # two ranks with the same tokens
+    assert logs == {"loss/chat": 8 / 4, "tokens/chat": 8, "loss/docs": 3.0, "tokens/docs": 4, "tokens/idle": 0}
+    assert found.look(lambda sums: sums) == {"tokens/chat": 8, "tokens/docs": 4, "tokens/idle": 0}
