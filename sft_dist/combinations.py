@@ -78,6 +78,40 @@ def _held_out_is_not_trained_on(recipe: Recipe) -> Iterator[Finding]:
         yield "data.dataset_test_split", f"{data.dataset_test_split} is what is trained on; name other data"
 
 
+@_rule("data.min_response_length", "data.max_response_length")
+def _some_response_fits(recipe: Recipe) -> Iterator[Finding]:
+    least, most = recipe.data.min_response_length, recipe.data.max_response_length
+    if least is not None and most is not None and least > most:
+        yield "data.min_response_length", f"{least} is above data.max_response_length ({most}), so that none is left"
+
+
+@_rule("data.streaming", "data.shuffle_buffer")
+def _buffer_of_a_stream(recipe: Recipe) -> Iterator[Finding]:
+    default = type(recipe.data).model_fields["shuffle_buffer"].default
+    if recipe.data.shuffle_buffer != default and not recipe.data.streaming:
+        yield "data.shuffle_buffer", "has no effect while data.streaming is false; set that to true or leave this out"
+
+
+@_rule("data.streaming", "train.max_steps")
+def _a_stream_has_no_end(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.data.streaming and recipe.train.max_steps < 1:
+        yield "train.max_steps", "data.streaming has no known length, so that the steps must be told; set this above 0"
+
+
+@_rule("data.streaming", "data.test_split_size", "data.max_train_records", "data.deduplicate")
+def _a_stream_is_not_known_whole(recipe: Recipe) -> Iterator[Finding]:
+    if not recipe.data.streaming:
+        return
+    mends = {
+        "test_split_size": "name what is held out in data.dataset_test_split",
+        "max_train_records": "leave it out; train.max_steps ends the training",
+        "deduplicate": "leave it out; an earlier record may be long gone",
+    }
+    for name, mend in mends.items():
+        if getattr(recipe.data, name):
+            yield f"data.{name}", f"cannot stand with data.streaming, which never knows all records; {mend}"
+
+
 @_rule("data.formatting")
 def _function_path(recipe: Recipe) -> Iterator[Finding]:
     path = recipe.data.formatting
