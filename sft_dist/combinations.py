@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator
 
-from sft_dist.config import PeftSection, Recipe
+from sft_dist.config import DataSection, PeftSection, Recipe
 
 Finding = tuple[str, str]
 Rule = Callable[[Recipe], Iterator[Finding]]
@@ -87,7 +87,7 @@ def _some_response_fits(recipe: Recipe) -> Iterator[Finding]:
 
 @_rule("data.streaming", "data.shuffle_buffer")
 def _buffer_of_a_stream(recipe: Recipe) -> Iterator[Finding]:
-    default = type(recipe.data).model_fields["shuffle_buffer"].default
+    default = DataSection.model_fields["shuffle_buffer"].default
     if recipe.data.shuffle_buffer != default and not recipe.data.streaming:
         yield "data.shuffle_buffer", "has no effect while data.streaming is false; set that to true or leave this out"
 
@@ -95,7 +95,7 @@ def _buffer_of_a_stream(recipe: Recipe) -> Iterator[Finding]:
 @_rule("data.streaming", "train.max_steps")
 def _a_stream_has_no_end(recipe: Recipe) -> Iterator[Finding]:
     if recipe.data.streaming and recipe.train.max_steps < 1:
-        yield "train.max_steps", "data.streaming has no known length, so that the steps must be told; set this above 0"
+        yield "data.streaming", "a stream has no known length; set train.max_steps above 0"
 
 
 @_rule("data.streaming", "data.test_split_size", "data.max_train_records", "data.deduplicate")
@@ -109,7 +109,7 @@ def _a_stream_is_not_known_whole(recipe: Recipe) -> Iterator[Finding]:
     }
     for name, mend in mends.items():
         if getattr(recipe.data, name):
-            yield f"data.{name}", f"cannot stand with data.streaming, which never knows all records; {mend}"
+            yield f"data.{name}", f"cannot stand with data.streaming; {mend}"
 
 
 @_rule("data.formatting")

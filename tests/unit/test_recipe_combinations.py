@@ -27,15 +27,6 @@ from tests.recipe_texts import MINIMAL, faults, load, section, train
         ("data", "dataset_test_split: train.jsonl", "data.dataset_test_split", "train.jsonl is what is trained on"),
         ("data", "min_response_length: 9\nmax_response_length: 8", "data.min_response_length", "9 is above data.max_r"),
         ("data", "shuffle_buffer: 9", "data.shuffle_buffer", "has no effect while data.streaming is false"),
-        ("data", "streaming: true", "train.max_steps", "data.streaming has no known length"),
-        ("data", "streaming: true\ntest_split_size: 5", "data.test_split_size", "cannot stand with data.streaming"),
-        (
-            "data",
-            "streaming: true\nmax_train_records: 5",
-            "data.max_train_records",
-            "train.max_steps ends the training",
-        ),
-        ("data", "streaming: true\ndeduplicate: true", "data.deduplicate", "an earlier record may be long gone"),
         ("data", "formatting: my.module", "data.formatting", "expected package.module:function, got 'my.module'"),
         ("data", "formatting: my.mod:f()", "data.formatting", "expected package.module:function"),
         ("train", "eval_strategy: steps", "train.eval_strategy", "steps needs held-out data; set data.dataset_test"),
@@ -105,6 +96,18 @@ def test_what_cannot_stand_together_is_refused_at_the_line_of_its_key(
     name = key.rpartition(".")[2]
     line = next(n for n, t in enumerate(written.splitlines(), 1) if t.strip().startswith(f"{name}:"))
     assert found.startswith(f"r.yaml:{line}: {key}: {said}"), found
+
+
+def test_a_stream_needs_its_steps_told_and_refuses_what_needs_all_records() -> None:
+    assert faults(section("data", "streaming: true")) == [
+        "r.yaml:4: data.streaming: a stream has no known length; set train.max_steps above 0"
+    ]
+    text = section("data", "streaming: true\ntest_split_size: 5\nmax_train_records: 5\ndeduplicate: true")
+    assert [line.split(": ", 1)[1] for line in faults(text + "train: {max_steps: 5}\n")] == [
+        "data.test_split_size: cannot stand with data.streaming; name what is held out in data.dataset_test_split",
+        "data.max_train_records: cannot stand with data.streaming; leave it out; train.max_steps ends the training",
+        "data.deduplicate: cannot stand with data.streaming; leave it out; an earlier record may be long gone",
+    ]
 
 
 def test_accumulation_steps_and_a_global_batch_are_two_answers_to_one_question() -> None:
