@@ -19,6 +19,7 @@ from typing import Literal
 from launch import devices, hub, local
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
+from sft_dist.data.mixture_sources import key_of, sources_of
 from sft_dist.data.sources import BUILT_IN, is_local, local_files
 from sft_dist.errors import EXIT_DONE, EXIT_USER, UserError
 from sft_dist.modelinfo import causal_lm_fault, max_positions
@@ -159,27 +160,30 @@ def _positions(recipe: Recipe, config: dict[str, object]) -> Iterator[Finding]:
 
 def _data(recipe: Recipe) -> Iterator[Finding]:
     data = recipe.data
-    splits = [(data.dataset_name, data.dataset_train_split, "data.dataset_name")]
-    if data.dataset_test_split is not None:
-        name = data.dataset_test_split if is_local(data.dataset_test_split) else data.dataset_name
-        splits.append((name, data.dataset_test_split, "data.dataset_test_split"))
     if data.chat_template_path and not Path(data.chat_template_path).expanduser().is_file():
         raise UserError(f"data.chat_template_path: no such file: {data.chat_template_path}; give a Jinja file")
-    for name, split, key in splits:
-        if name == BUILT_IN:
-            yield Finding("fine", f"{key}: {BUILT_IN} is built in")
-        elif is_local(name):
-            files = local_files(name, None if name == split else split, key)
-            size = sum(f.stat().st_size for f in files)
-            yield Finding("fine", f"{key}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:.1f} MB ({files[0]})")
-        else:
-            answer = hub.dataset(name, data.dataset_revision)
-            if answer.fault:
-                raise UserError(f"{key}: {name}: {answer.fault}")
-            level: Literal["fine", "unverified"] = "fine" if answer.where else "unverified"
-            yield Finding(
-                level, f"{key}: {name} {answer.where or 'is not in the cache, and the hub cannot be reached from here'}"
-            )
+    for name, source in sources_of(data).items():
+        yield _split(source.dataset_name, source.dataset_train_split, source.dataset_revision, key_of(data, name))
+    held_out = data.dataset_test_split
+    if held_out is not None:
+        name = held_out if is_local(held_out) else data.dataset_name
+        yield _split(name, held_out, data.dataset_revision, "data.dataset_test_split")
+
+
+def _split(name: str, split: str, revision: str | None, key: str) -> Finding:
+    """What is known of one split of a data set. `key` is the recipe key that names it."""
+    if name == BUILT_IN:
+        return Finding("fine", f"{key}: {BUILT_IN} is built in")
+    if is_local(name):
+        files = local_files(name, None if name == split else split, key)
+        size = sum(f.stat().st_size for f in files)
+        return Finding("fine", f"{key}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:.1f} MB ({files[0]})")
+    answer = hub.dataset(name, revision)
+    if answer.fault:
+        raise UserError(f"{key}: {name}: {answer.fault}")
+    if answer.where:
+        return Finding("fine", f"{key}: {name} {answer.where}")
+    return Finding("unverified", f"{key}: {name} is not in the cache, and the hub cannot be reached from here")
 
 
 def _parallel(recipe: Recipe) -> Iterator[Finding]:

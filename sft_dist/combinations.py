@@ -12,6 +12,8 @@ Rule = Callable[[Recipe], Iterator[Finding]]
 
 _RULES: list[tuple[tuple[str, ...], Rule]] = []
 _PEFT_KEYS = tuple(f"peft.{name}" for name in PeftSection.model_fields if name != "use_peft")
+# What each source of a mixture has for itself.
+_OF_EACH_SOURCE = ("dataset_config", "dataset_revision", "dataset_train_split", "format", "formatting")
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 # What transformers' schedule functions take beside the steps; further names would end in a TypeError.
 _SCHEDULER_KWARGS: dict[str, tuple[str, ...]] = {
@@ -71,10 +73,11 @@ def _share_or_number(recipe: Recipe) -> Iterator[Finding]:
         yield "data.test_split_size", f"{size} is neither a share below 1 nor a whole number of records"
 
 
-@_rule("data.dataset_name", "data.dataset_train_split", "data.dataset_test_split")
+@_rule("data.dataset_name", "data.dataset_train_split", "data.dataset_test_split", "data.mixture")
 def _held_out_is_not_trained_on(recipe: Recipe) -> Iterator[Finding]:
     data = recipe.data
-    if data.dataset_test_split in (data.dataset_train_split, data.dataset_name):
+    trained = [source.dataset_name for source in (data.mixture or {}).values()]
+    if data.dataset_test_split in (data.dataset_train_split, data.dataset_name, *trained):
         yield "data.dataset_test_split", f"{data.dataset_test_split} is what is trained on; name other data"
 
 
@@ -112,11 +115,64 @@ def _a_stream_is_not_known_whole(recipe: Recipe) -> Iterator[Finding]:
             yield f"data.{name}", f"cannot stand with data.streaming; {mend}"
 
 
-@_rule("data.formatting")
+@_rule("data.formatting", "data.mixture")
 def _function_path(recipe: Recipe) -> Iterator[Finding]:
-    path = recipe.data.formatting
-    if path is not None and not _FUNCTION.fullmatch(path):
-        yield "data.formatting", f"expected package.module:function, got {path!r}"
+    sources = {"data": recipe.data.formatting}
+    sources |= {f"data.mixture.{name}": source.formatting for name, source in (recipe.data.mixture or {}).items()}
+    for key, path in sources.items():
+        if path is not None and not _FUNCTION.fullmatch(path):
+            yield f"{key}.formatting", f"expected package.module:function, got {path!r}"
+
+
+@_rule("data.dataset_name", "data.mixture")
+def _one_source_or_several(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.data.mixture == {}:
+        yield (
+            "data.mixture",
+            "names no source; write `NAME: {dataset_name: ...}` below it, or leave it out",
+        )
+    if recipe.data.mixture is not None and recipe.data.dataset_name:
+        yield "data.mixture", "cannot stand with data.dataset_name, which is trained on alone; keep one of the two"
+
+
+@_rule("data.mixture", *(f"data.{key}" for key in _OF_EACH_SOURCE))
+def _keys_of_each_source(recipe: Recipe) -> Iterator[Finding]:
+    for key in _OF_EACH_SOURCE:
+        given = getattr(recipe.data, key) != DataSection.model_fields[key].get_default()
+        if recipe.data.mixture and given:
+            name = next(iter(recipe.data.mixture))
+            yield f"data.{key}", f"each source of data.mixture has its own; write it as data.mixture.{name}.{key}"
+
+
+@_rule("data.mixture", "data.mixture_temperature", "data.stopping_strategy")
+def _settings_of_a_mixture(recipe: Recipe) -> Iterator[Finding]:
+    for key in ("mixture_temperature", "stopping_strategy"):
+        given = getattr(recipe.data, key) != DataSection.model_fields[key].get_default()
+        if recipe.data.mixture is None and given:
+            yield f"data.{key}", "has no effect without data.mixture; name sources there or leave this out"
+
+
+@_rule("data.mixture", "data.streaming")
+def _weights_of_a_stream(recipe: Recipe) -> Iterator[Finding]:
+    sources = recipe.data.mixture or {}
+    without = [f"data.mixture.{name}.weight" for name, source in sources.items() if source.weight is None]
+    if recipe.data.streaming and without:
+        yield "data.streaming", f"the sizes of the sources are not known beforehand; set {', '.join(without)}"
+
+
+@_rule("data.mixture", "data.dataset_test_split")
+def _held_out_beside_a_mixture(recipe: Recipe) -> Iterator[Finding]:
+    split = recipe.data.dataset_test_split
+    if recipe.data.mixture is None or split is None:
+        return
+    # Not for every recipe: the module takes the built-in data with it.
+    from sft_dist.data.sources import is_local
+
+    if not is_local(split):
+        yield (
+            "data.dataset_test_split",
+            f"{split} is no local file or folder, as it must be with data.mixture; mend it or set data.test_split_size",
+        )
 
 
 @_rule("train.eval_strategy", "data.dataset_name", "data.dataset_test_split", "data.test_split_size")

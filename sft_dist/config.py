@@ -40,6 +40,11 @@ def _whole(value: float) -> float:
 
 Name = Annotated[str, Field(min_length=1)]
 Location = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+# A name in dotted keys, so without dots.
+SOURCE_NAME = "^[A-Za-z0-9_-]+$"
+SourceName = Annotated[str, Field(pattern=SOURCE_NAME)]
+_NAMED = Field(json_schema_extra={"additionalProperties": False, "minProperties": 1})
+RecordFormat = Literal["auto", "conversations", "messages", "prompt_completion", "instruction", "text"]
 # numpy takes no larger seed.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Trackers = Annotated[
@@ -78,8 +83,8 @@ class ModelSection(Section):
     """Accept old `.bin` weights where a model has no safetensors; they are read with `weights_only`."""
 
 
-class DataSection(Section):
-    """Which records are trained on, their format, and how turns become text."""
+class MixtureSource(Section):
+    """One source of a mixture: where its records come from, their format, and how much of it is trained on."""
 
     dataset_name: Location = Field(examples=["python-docs"])
     """Hub id, file, folder or glob (JSON, JSONL, Parquet, CSV), or the built-in `python-docs`."""
@@ -89,11 +94,41 @@ class DataSection(Section):
     """Branch, tag or commit of a hub data set."""
     dataset_train_split: Name = "train"
     """Split that is trained on."""
+    format: RecordFormat = "auto"
+    """Shape of a record; `auto` finds it by the columns."""
+    formatting: str | None = None
+    """`package.module:function` that turns a raw record into one of the formats."""
+    weight: PositiveFloat | None = None
+    """Share of the trained documents, relative to the other weights. Unset: the number of documents of the source."""
+
+
+class DataSection(Section):
+    """Which records are trained on, their format, and how turns become text."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["dataset_name"]}, {"required": ["mixture"]}]})
+
+    # Of type str though a mixture has none: a source is opened by its own section, which has its name (`sources_of`).
+    dataset_name: Annotated[str, AfterValidator(os.path.expanduser)] = Field(default="", examples=["python-docs"])
+    """Hub id, file, folder or glob (JSON, JSONL, Parquet, CSV), or the built-in `python-docs`. Required, unless
+    `data.mixture` names several."""
+    dataset_config: str | None = None
+    """Configuration name of a hub data set."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    dataset_train_split: Name = "train"
+    """Split that is trained on."""
+    mixture: Annotated[dict[SourceName, MixtureSource], _NAMED] | None = None
+    """Several sources in place of `data.dataset_name`, each under a name of yours and with keys of its own."""
+    mixture_temperature: PositiveFloat = 1.0
+    """Shares are in proportion to weight ** (1 / temperature): 1 keeps the weights, a high one makes shares equal."""
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    """An epoch of a mixture ends before the first source would begin again, or when each was read through once."""
     dataset_test_split: Location | None = None
-    """Split (or, for local data, file or folder) that is held out for evaluation."""
+    """Split (or, for local data, file or folder) that is held out for evaluation. With `data.mixture` a local path."""
     test_split_size: Annotated[NonNegativeFloat | PositiveInt, AfterValidator(_whole)] = 0.0
-    """Where there is no test split: the share (below 1) or the number of records to hold out of the training data."""
-    format: Literal["auto", "conversations", "messages", "prompt_completion", "instruction", "text"] = "auto"
+    """Where there is no test split: the share (below 1) or the number of records to hold out of the training data; of
+    each source of a mixture in proportion to its size."""
+    format: RecordFormat = "auto"
     """Shape of a record; `auto` finds it by the columns."""
     formatting: str | None = None
     """`package.module:function` that turns a raw record into one of the formats."""

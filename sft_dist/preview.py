@@ -11,11 +11,13 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from sft_dist import builtin_models
-from sft_dist.config import Recipe
+from sft_dist.config import DataSection, Recipe
 from sft_dist.data.conversations import Account, conversations
 from sft_dist.data.masking import IGNORE, Masker, Tokens
+from sft_dist.data.mixture_sources import key_of, sources_of, title_of
 from sft_dist.data.prepare import test_split_of
 from sft_dist.data.rows import nothing_left, tokenized
 from sft_dist.data.sources import open_source
@@ -63,16 +65,14 @@ def check_sample(recipe: Recipe) -> None:
     """
     template, masker = _template(recipe)
     print(f"template: {template.origin}; a response ends with {template.closing or 'the eos token'!r}")
-    for name in ("train", "test"):
-        if name == "test" and test_split_of(recipe) is None:
-            continue
+    for part in [*_parts(recipe, "train"), *(_parts(recipe, "test") if test_split_of(recipe) else ())]:
         account = Account()
-        rows = list(itertools.islice(_rows(recipe, name, template, masker, account), SAMPLE))
+        rows = list(itertools.islice(_rows(part, template, masker, account), SAMPLE))
         if not rows:
-            raise DataError(f"{_key(name)}: {nothing_left(account)}")
+            raise DataError(f"{part.key}: {nothing_left(account)}")
         share = account.trained_tokens / account.tokens
         print(
-            f"{name}: the first {len(rows)} records are {account.format}, "
+            f"{part.title}: the first {len(rows)} records are {account.format}, "
             f"{account.tokens / len(rows):.0f} tokens each, {share:.0%} trained, {account.truncated} truncated"
         )
 
@@ -82,15 +82,13 @@ def preview(recipe: Recipe, count: int, split: str, html: Path | None) -> None:
     from rich.console import Console
 
     template, masker = _template(recipe)
-    account = Account()
-    rows = itertools.islice(_rows(recipe, split, template, masker, account), count)
-    records = [_record(template, where, tokens, account.format) for where, tokens in rows]
-    if not records:
-        raise DataError(f"{_key(split)}: {nothing_left(account)}")
+    shown = [_records(part, template, masker) for part in _parts(recipe, split)]
+    in_turn = (record for turn in itertools.zip_longest(*shown) for record in turn if record is not None)
+    records = list(itertools.islice(in_turn, count))
     summary = PreviewSummary(
         model=recipe.model.model_name_or_path,
         template=template.origin,
-        dataset=f"{recipe.data.dataset_name} ({split})",
+        dataset=f"{title_of(recipe.data)} ({split})",
         records=len(records),
     )
     to_terminal(records, summary, Console(width=None if sys.stdout.isatty() else 100))
@@ -99,8 +97,36 @@ def preview(recipe: Recipe, count: int, split: str, html: Path | None) -> None:
         print(f"page: {html}")
 
 
-def _key(split: str) -> str:
-    return "data.dataset_name" if split == "train" else "data.dataset_test_split"
+class _Part(NamedTuple):
+    """A split of one source. `title` names it for people, `key` is the recipe key that messages name."""
+
+    data: DataSection
+    split: str
+    title: str
+    key: str
+
+
+def _parts(recipe: Recipe, split: str) -> list[_Part]:
+    """What is trained on, a part for each source, or what is held out."""
+    if split == "train":
+        several = recipe.data.mixture is not None
+        return [
+            _Part(data, data.dataset_train_split, f"train {name}" if several else "train", key_of(recipe.data, name))
+            for name, data in sources_of(recipe.data).items()
+        ]
+    name = test_split_of(recipe)
+    if name is None:
+        raise DataError("data.dataset_test_split: the recipe names no held-out split; preview the train split")
+    return [_Part(recipe.data, name, "test", "data.dataset_test_split")]
+
+
+def _records(part: _Part, template: ChatTemplate, masker: Masker) -> Iterator[PreviewRecord]:
+    """The first rows of a part. Raises :class:`DataError` where there is none."""
+    account = Account()
+    for where, tokens in _rows(part, template, masker, account):
+        yield _record(template, where, tokens, account.format)
+    if not account.rows:
+        raise DataError(f"{part.key}: {nothing_left(account)}")
 
 
 def _template(recipe: Recipe) -> tuple[ChatTemplate, Masker]:
@@ -110,15 +136,10 @@ def _template(recipe: Recipe) -> tuple[ChatTemplate, Masker]:
     return load_template(tokenizer, recipe.data), Masker(tokenizer, limit)
 
 
-def _rows(
-    recipe: Recipe, split: str, template: ChatTemplate, masker: Masker, account: Account
-) -> Iterator[tuple[str, Tokens]]:
-    name = test_split_of(recipe) if split == "test" else recipe.data.dataset_train_split
-    if name is None:
-        raise DataError("data.dataset_test_split: the recipe names no held-out split; preview the train split")
-    source = open_source(recipe.data, name, _key(split))
-    pairs = conversations(source, recipe.data, account, limit=SAMPLE)
-    for where, _, tokens in tokenized(pairs, template, masker, recipe.data, account):
+def _rows(part: _Part, template: ChatTemplate, masker: Masker, account: Account) -> Iterator[tuple[str, Tokens]]:
+    source = open_source(part.data, part.split, part.key)
+    pairs = conversations(source, part.data, account, limit=SAMPLE)
+    for where, _, tokens in tokenized(pairs, template, masker, part.data, account):
         yield where, tokens
 
 

@@ -138,10 +138,10 @@ def _put(tree: Keys, path: list[str], node: Node) -> list[Fault]:
     field, dotted = field_at(path), ".".join(path)
     if len(path) == 1 and path[0] in SECTIONS and isinstance(node, Keys):
         return [fault for name, value in node.entries.items() for fault in _put(tree, [*path, name], value)]
-    if len(path) > 2 and path[0] in SECTIONS:
-        outer = field_at(path[:2])
+    for end in range(2, len(path)):
+        outer = field_at(path[:end])
         if outer is not None and not takes_keys(outer.annotation):
-            return [Fault(COMMAND_LINE, dotted, f"{'.'.join(path[:2])} is one value, without keys below it")]
+            return [Fault(COMMAND_LINE, dotted, f"{'.'.join(path[:end])} is one value, without keys below it")]
     within = tree
     for name in path[:-1]:
         below = within.entries.get(name)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from sft_dist.combinations import combinations
-from sft_dist.config import Recipe, trackers
-from sft_dist.recipe_names import SECTIONS, unknown_key, unknown_section
+from sft_dist.config import SOURCE_NAME, Recipe, Section, trackers
+from sft_dist.recipe_names import (
+    SECTIONS,
+    Unknown,
+    sections_below,
+    unknown_key,
+    unknown_section,
+    unknown_source_key,
+)
 from sft_dist.recipe_values import Wrong, coerce, shown
 from sft_dist.recipe_yaml import NO_LINE, Fault, Items, Keys, Node, Scalar
 
@@ -22,12 +30,23 @@ _BOUNDS = {
 }
 
 
+# Required as long as `data.mixture` names no sources.
+_ONE_SOURCE = "data.dataset_name"
+UnknownKey: TypeAlias = Callable[[str, str], Unknown]
+
+
 def field_at(path: Sequence[str]) -> FieldInfo | None:
-    """The declared field at a path of one or two names, None where there is none."""
+    """The declared field at a path of names, None where there is none."""
     if len(path) == 1:
         return Recipe.model_fields.get(path[0])
-    section = SECTIONS.get(path[0])
-    return section.model_fields.get(path[1]) if section is not None and len(path) == 2 else None
+    kind, rest = SECTIONS.get(path[0]), path[1:]
+    while kind is not None and rest:
+        field = kind.model_fields.get(rest[0])
+        if len(rest) == 1:
+            return field
+        # A key, a name of the user's, a key below it.
+        kind, rest = sections_below(field.annotation) if field is not None else None, rest[2:]
+    return None
 
 
 class Binder:
@@ -65,17 +84,48 @@ class Binder:
         if not isinstance(node, Keys):
             self._note(section, f"expected the keys of a section, got {shown(node)}")
             return
-        values = self.values.setdefault(section, {})
+        self._keys(section, SECTIONS[section], node, unknown_key, self.values.setdefault(section, {}))
+
+    def _keys(self, outer: str, kind: type[Section], node: Keys, unknown: UnknownKey, values: dict[str, Any]) -> None:
         for key, below in node.entries.items():
-            dotted = f"{section}.{key}"
+            dotted = f"{outer}.{key}"
             self.nodes[dotted] = below
-            field = field_at([section, key])
+            field = kind.model_fields.get(key)
             if field is not None:
                 self._value(dotted, field, below, values)
             elif dotted not in self.faulty:
-                self._unknown(dotted, *unknown_key(section, key))
+                self._unknown(dotted, *unknown(outer, key))
+
+    def _named(self, dotted: str, kind: type[Section], node: Keys) -> dict[str, Any]:
+        """The values of sections that stand below names of the user's."""
+        values: dict[str, Any] = {}
+        for name, below in node.entries.items():
+            own = f"{dotted}.{name}"
+            self.nodes[own] = below
+            if own in self.faulty:
+                continue
+            if not re.fullmatch(SOURCE_NAME, name):
+                self._note(own, "a name is made of letters, digits, - and _; rename it")
+            elif isinstance(below, Keys) or (isinstance(below, Scalar) and below.value is None):
+                values[name] = self._source(own, kind, below)
+            else:
+                self._note(own, f"expected the keys of a source, got {shown(below)}; write `dataset_name: ...` here")
+        return values
+
+    def _source(self, dotted: str, kind: type[Section], node: Node) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        if isinstance(node, Keys):
+            self._keys(dotted, kind, node, unknown_source_key, values)
+        for key, field in kind.model_fields.items():
+            if field.is_required() and not (key in values or f"{dotted}.{key}" in self.faulty | self.meant):
+                self._note(f"{dotted}.{key}", _missing_text(key, field, dotted.rpartition(".")[2]))
+        return values
 
     def _value(self, dotted: str, field: FieldInfo, node: Node, values: dict[str, Any]) -> None:
+        named = sections_below(field.annotation)
+        if named is not None and isinstance(node, Keys) and dotted not in self.faulty:
+            values[dotted.rpartition(".")[2]] = self._named(dotted, named, node)
+            return
         if isinstance(node, Keys):
             self.nodes |= {f"{dotted}.{name}": below for name, below in node.entries.items()}
         if dotted in self.faulty:
@@ -96,11 +146,16 @@ class Binder:
             for key, field in kind.model_fields.items():
                 dotted = f"{section}.{key}"
                 known = key in self.values.get(section, {}) or {section, dotted} & (self.faulty | self.meant)
-                if field.is_required() and not known:
-                    example = (field.examples or ["..."])[0]
-                    text = f"missing; write `{key}: {example}` (or your own) under `{section}:`"
-                    self.faults.append(Fault(NO_LINE, dotted, text))
+                required = field.is_required() or (dotted == _ONE_SOURCE and not self._has_mixture())
+                if required and not known:
+                    self.faults.append(Fault(NO_LINE, dotted, _missing_text(key, field, section)))
                     self.faulty.add(dotted)
+                elif required and self.values.get(section, {}).get(key) == "":
+                    self._note(dotted, f"{_BOUNDS['string_too_short']}, got {shown(self.nodes[dotted])}")
+
+    def _has_mixture(self) -> bool:
+        given = self.values.get("data", {}).get("mixture") is not None
+        return given or any(dotted.startswith("data.mixture") for dotted in self.faulty | self.meant)
 
     def _bounds(self) -> None:
         """Note what pydantic says of values of the right type, and leave these values out."""
@@ -108,24 +163,35 @@ class Binder:
             Recipe.model_validate(self._filled())
         except ValidationError as error:
             for found in error.errors(include_url=False, include_input=False):
-                section, key = (*map(str, found["loc"]), "")[:2]
-                dotted = f"{section}.{key}" if key else section
+                path = self._path(list(map(str, found["loc"])))
+                dotted = ".".join(path)
                 words = _BOUNDS[found["type"]].format(**found["ctx"]) if found["type"] in _BOUNDS else found["msg"]
                 got = f", got {shown(self.nodes[dotted])}" if dotted in self.nodes else ""
                 if dotted not in self.faulty:
                     self._note(dotted, words + got)
-                self.values.get(section, {}).pop(key, None)
+                values = self.values
+                for name in path[:-1]:
+                    values = values.get(name, {})
+                values.pop(path[-1], None)
+
+    def _path(self, location: list[str]) -> list[str]:
+        """The names of the key at a location of pydantic's, which goes on within the types that a key can have."""
+        end = 2
+        while end < len(location) and ".".join(location[: end + 1]) in self.nodes:
+            end += 1
+        return location[:end]
 
     def _filled(self) -> dict[str, Any]:
         """The values, with examples for the required ones that are not there."""
         filled = dict(self.values)
         for section, kind in SECTIONS.items():
-            examples = {k: (f.examples or ["-"])[0] for k, f in kind.model_fields.items() if f.is_required()}
-            filled[section] = examples | filled.get(section, {})
+            filled[section] = _with_examples(kind, filled.get(section, {}))
         return filled
 
     def _unsure_keys(self) -> set[str]:
         unsure = self.faulty | self.meant
+        # What is wrong below a key makes the key unsure, and what is wrong with a section all of its keys.
+        unsure |= {".".join(dotted.split(".")[:2]) for dotted in unsure}
         return unsure | {f"{s}.{k}" for s in unsure & set(SECTIONS) for k in SECTIONS[s].model_fields}
 
     def _note(self, dotted: str, text: str) -> None:
@@ -134,6 +200,21 @@ class Binder:
             at = at.rpartition(".")[0]
         self.faults.append(Fault(self.nodes[at].place if at else NO_LINE, dotted, text))
         self.faulty.add(dotted)
+
+
+def _missing_text(key: str, field: FieldInfo, below: str) -> str:
+    example = (field.examples or ["..."])[0]
+    return f"missing; write `{key}: {example}` (or your own) under `{below}:`"
+
+
+def _with_examples(kind: type[Section], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a section, with examples for the required ones that are not there."""
+    filled = {k: (f.examples or ["-"])[0] for k, f in kind.model_fields.items() if f.is_required()} | values
+    for key, field in kind.model_fields.items():
+        below, named = sections_below(field.annotation), filled.get(key)
+        if below is not None and isinstance(named, dict):
+            filled[key] = {name: _with_examples(below, inner) for name, inner in named.items()}
+    return filled
 
 
 def _trackers(node: Node) -> Node:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from sft_dist.config import Recipe
-from sft_dist.recipe_names import SECTIONS
+from sft_dist.recipe_names import SECTIONS, sections_below
 from sft_dist.recipe_values import kinds
 
 SCHEMA_FILE = Path("launch/recipes/recipe.schema.json")
@@ -54,9 +54,12 @@ def document() -> str:
     """A Markdown table of each section: key, default, meaning."""
     stage = Recipe.model_fields["stage"]
     parts = [_HEAD, _table("stage", "The top of the file.", {"stage": stage})]
-    parts += [
-        _table(name, " ".join((kind.__doc__ or "").split()), kind.model_fields) for name, kind in SECTIONS.items()
-    ]
+    for name, kind in SECTIONS.items():
+        parts.append(_table(name, " ".join((kind.__doc__ or "").split()), kind.model_fields))
+        for key, field in kind.model_fields.items():
+            if below := sections_below(field.annotation):
+                title = f"{name}.{key}.NAME"
+                parts.append(_table(title, " ".join((below.__doc__ or "").split()), below.model_fields))
     return "\n".join(parts)
 
 
@@ -81,7 +84,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    return "unset" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    return "unset" if value in (None, "") else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def _meaning(field: FieldInfo) -> str:

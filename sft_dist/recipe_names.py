@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import difflib
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
-from sft_dist.config import Recipe, Section
+from sft_dist.config import MixtureSource, Recipe, Section
+from sft_dist.recipe_values import kinds
 
 SECTIONS: dict[str, type[Section]] = {
     name: field.annotation
     for name, field in Recipe.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
+
+
+def sections_below(annotation: Any) -> type[Section] | None:
+    """The kind of the sections that a key holds under names of the user's, None for a key that holds none."""
+    for kind in kinds(annotation):
+        below = get_args(kind)[-1] if get_origin(kind) is dict else None
+        if isinstance(below, type) and issubclass(below, Section):
+            return below
+    return None
 
 
 class Unknown(NamedTuple):
@@ -47,8 +57,12 @@ _RENAMED = {
         "model.model_revision": "model.revision",
         "model.dtype": "torch_dtype precision",
         "model.attn_implementation": "attention attn use_flash_attention_2 flash_attention",
-        "data.dataset_name": "data.name data.path data.dataset data.datasets data.file data.files data.train_file "
-        "train_file data.data_path dataset_path dataset_mixer",
+        "data.dataset_name": "data.name data.path data.dataset data.file data.files data.train_file train_file "
+        "data.data_path dataset_path",
+        "data.mixture": "data.datasets data.sources data.mix data.mixer dataset_mixer dataset_mixture data_mixture "
+        "interleave interleave_datasets",
+        "data.mixture_temperature": "data.temperature mixing_temperature sampling_temperature",
+        "data.stopping_strategy": "mix_strategy interleave_strategy",
         "data.dataset_config": "dataset_config_name data.config data.subset",
         "data.dataset_revision": "data.revision",
         "data.dataset_train_split": "train_split data.split data.train",
@@ -83,6 +97,8 @@ _NEW_SECTIONS = {
     "dataset": "data", "datasets": "data", "lora": "peft", "adapter": "peft", "distributed": "parallel",
     "launcher": "parallel", "accelerate": "parallel", "evaluation": "eval", "out": "output",
 }  # fmt: skip
+# What the weight of a source is called elsewhere.
+_WEIGHT = ("proportion", "probability", "prob", "ratio", "share", "fraction", "frac", "sampling_weight")
 _REASONS: dict[str, tuple[str, str | None]] = {
     "warmup_ratio": ("a share is a train.warmup_steps below 1", "train.warmup_steps"),
     "fp16": ("mixed precision is bf16, which needs no loss scaling", "train.bf16"),
@@ -94,6 +110,9 @@ _REASONS: dict[str, tuple[str, str | None]] = {
     "assistant_only_loss": ("the loss is always on the responses only; leave it out", None),
     "completion_only_loss": ("the loss is always on the responses only; leave it out", None),
     "train_on_inputs": ("the loss is always on the responses only; leave it out", None),
+    "weights": ("each source of data.mixture has its own weight", "data.mixture"),
+    "probabilities": ("each source of data.mixture has its own weight", "data.mixture"),
+    "interleave_probs": ("each source of data.mixture has its own weight", "data.mixture"),
     "push_to_hub": ("nothing is uploaded; leave it out", None),
 }
 
@@ -116,6 +135,18 @@ def unknown_key(section: str, key: str) -> Unknown:
         return Unknown(f"no such key{_did_you_mean(f'{elsewhere[near]}.{near}')}", f"{elsewhere[near]}.{near}")
     known = f"{section} has {', '.join(own)}" if len(own) < 12 else "`sft-dist schema` prints all keys"
     return Unknown(f"no such key; {known}", None)
+
+
+def unknown_source_key(source: str, key: str) -> Unknown:
+    """What to say of a key that a source of a mixture does not have; `source` is `data.mixture.NAME`."""
+    own = list(MixtureSource.model_fields)
+    data, _, renamed = (_NEW_NAMES.get(f"data.{key}") or _NEW_NAMES.get(key) or "").partition(".")
+    near = "weight" if key in _WEIGHT else renamed if data == "data" and renamed in own else None
+    if near is None and (home := _home_of(key)):
+        return Unknown(f"no such key of a source; it belongs to {home}, for all sources", None)
+    if near := near or near_name(key, own):
+        return Unknown(f"no such key{_did_you_mean(f'{source}.{near}')}", f"{source}.{near}")
+    return Unknown(f"no such key; a source has {', '.join(own)}", None)
 
 
 def unknown_section(name: str) -> Unknown:

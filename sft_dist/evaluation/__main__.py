@@ -41,6 +41,7 @@ def evaluate(recipe: Recipe, output: Path | None) -> None:
     import torch
     from rich.console import Console
 
+    from sft_dist.data.mixture_sources import title_of
     from sft_dist.data.prepare import prepare
     from sft_dist.data.template import load_template
     from sft_dist.data.tokenizer import load_tokenizer
@@ -65,7 +66,7 @@ def evaluate(recipe: Recipe, output: Path | None) -> None:
     comparison = Comparison(
         title=f"evaluation of {recipe.model.model_name_or_path}",
         model=recipe.model.model_name_or_path,
-        dataset=recipe.data.dataset_name,
+        dataset=title_of(recipe.data),
         before=None,
         after=found,
         answers=tuple(

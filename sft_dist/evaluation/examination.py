@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from sft_dist.config import Recipe
+from sft_dist.data.mixture_sources import title_of
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import ChatTemplate
 from sft_dist.evaluation.generation import answer, as_messages, prompts_of
@@ -169,7 +170,7 @@ def _comparison(
     return Comparison(
         title=recipe.train.run_name or run.root.name,
         model=recipe.model.model_name_or_path,
-        dataset=recipe.data.dataset_name,
+        dataset=title_of(recipe.data),
         before=first.measure if first else None,
         after=last.measure if last else None,
         answers=tuple(
