@@ -182,6 +182,43 @@ def test_data_in_which_nothing_would_be_trained_is_refused(command: Callable[...
     )  # fmt: skip
 
 
+MIXTURE = ("data.dataset_name=null", "data.mixture.chat.dataset_name=good.jsonl")
+
+
+def test_check_looks_at_every_source_of_a_mixture(command: Callable[..., list[str]]) -> None:
+    override = data_file([{"text": "plain words"}] * 2, "plain.jsonl").replace("data.", "data.mixture.docs.")
+    Path("held.jsonl").write_text(Path("good.jsonl").read_text())
+    lines = command("check", *MIXTURE, override, "data.dataset_test_split=held.jsonl")
+    assert [line for line in lines if "data.mixture" in line] == [
+        "ok  data.mixture.chat.dataset_name: 1 file, 0.0 MB (good.jsonl)",
+        "ok  data.mixture.docs.dataset_name: 1 file, 0.0 MB (plain.jsonl)",
+    ]
+    assert [line.split(",")[0] for line in lines[-3:]] == [
+        "train chat: the first 1 records are conversations",
+        "train docs: the first 2 records are text",
+        "test: the first 1 records are conversations",
+    ]
+
+
+def test_a_fault_of_one_source_of_a_mixture_names_its_key(command: Callable[..., list[str]]) -> None:
+    assert command("check", *MIXTURE, "data.mixture.docs.dataset_name=goood.jsonl") == [
+        "data.mixture.docs.dataset_name: no such file: goood.jsonl, did you mean good.jsonl"
+    ]
+    (line,) = command("check", *MIXTURE, data_file([GOOD, {"a": 1}]).replace("data.", "data.mixture.docs."))
+    assert line.startswith("bad.jsonl:2: ")
+    (line,) = command("check", *MIXTURE, "train.max_length=4")
+    assert line == "data.mixture.chat.dataset_name: no record has a response within train.max_length; raise it"
+
+
+def test_preview_shows_the_sources_of_a_mixture_in_turn(command: Callable[..., list[str]]) -> None:
+    override = data_file([{"text": f"plain words {n}"} for n in range(3)], "plain.jsonl")
+    said = "\n".join(command("preview", *MIXTURE, override.replace("data.", "data.mixture.docs."), "--records", "3"))
+    places = [said.index(where) for where in ("good.jsonl:1", "plain.jsonl:1", "plain.jsonl:2")]
+    assert places == sorted(places)
+    assert "plain.jsonl:3" not in said
+    assert "chat + docs (train)" in said
+
+
 def test_a_folder_that_is_no_model_is_refused(command: Callable[..., list[str]]) -> None:
     Path("thing").mkdir()
     key = "model.model_name_or_path: thing"

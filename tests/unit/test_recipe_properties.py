@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sft_dist.config import Recipe
+from sft_dist.config import SOURCE_NAME, MixtureSource, Recipe
 from sft_dist.errors import RecipeError
 from sft_dist.recipe import dump_recipe, load_recipe, recipe_hash
 from sft_dist.recipe_names import SECTIONS
@@ -35,20 +36,33 @@ VALID: dict[str, Any] = {
     "output": {"output_dir": "runs/x", "resume": True},
     "eval": {"temperature": 0.5},
 }
+MIXED: dict[str, Any] = VALID | {
+    "data": {
+        "test_split_size": 0.1,
+        "stopping_strategy": "all_exhausted",
+        "mixture": {
+            "chat": {"dataset_name": "a.jsonl", "weight": 3},
+            "docs": {"dataset_name": "python-docs", "format": "auto", "weight": None},
+        },
+    }
+}
 DOTTED = [f"{name}.{key}" for name, kind in SECTIONS.items() for key in kind.model_fields]
+DOTTED += [f"data.mixture.{name}.{key}" for name in ("chat", "new") for key in MixtureSource.model_fields]
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 anything = st.recursive(
     scalars, lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=5), s, max_size=3)
 )
-names = st.sampled_from([d.split(".")[1] for d in DOTTED]) | st.text(max_size=12)
+names = st.sampled_from([d.rpartition(".")[2] for d in DOTTED]) | st.text(max_size=12)
 
 
 @st.composite
 def mutated(draw: st.DrawFn) -> dict[str, Any]:
-    """The valid recipe with up to four keys or sections renamed, deleted, added or given other values."""
-    recipe: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in VALID.items()}
+    """A valid recipe with up to four keys or sections renamed, deleted, added or given other values."""
+    recipe: dict[str, Any] = copy.deepcopy(draw(st.sampled_from([VALID, MIXED])))
     for _ in range(draw(st.integers(0, 4))):
         inner = [v for v in recipe.values() if isinstance(v, dict)]
+        mixed = [v["mixture"] for v in inner if isinstance(v.get("mixture"), dict)]
+        inner += [*mixed, *(v for mixture in mixed for v in mixture.values() if isinstance(v, dict))]
         target = draw(st.sampled_from([recipe, *inner]))
         key = draw(st.sampled_from(sorted(target, key=str)) if target else names)
         change = draw(st.sampled_from(["rename", "delete", "value", "add"]))
@@ -86,6 +100,7 @@ def round_trip(recipe: Recipe) -> None:
 
 def test_the_recipe_that_is_mutated_is_valid() -> None:
     assert judged(yaml.safe_dump(VALID)) is not None
+    assert judged(yaml.safe_dump(MIXED)) is not None
 
 
 @settings(max_examples=200, deadline=None)
@@ -99,7 +114,7 @@ def test_a_mutated_recipe_is_read_or_refused_and_what_is_read_survives_a_dump(re
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_recipe_with_a_few_characters_changed_is_read_or_refused(data: st.DataObject) -> None:
-    text = yaml.safe_dump(VALID, sort_keys=False)
+    text = yaml.safe_dump(data.draw(st.sampled_from([VALID, MIXED])), sort_keys=False)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(text)))
         cut = data.draw(st.integers(0, 6))
@@ -127,10 +142,11 @@ def test_any_file_is_read_or_refused(content: str | bytes) -> None:
         | st.builds(lambda d, v: f"{d}={yaml.safe_dump(v)}", st.sampled_from([*DOTTED, *SECTIONS]), anything)
         | st.text(max_size=12),
         max_size=4,
-    )
+    ),
+    st.sampled_from([VALID, MIXED]),
 )
-def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
-    found = judged(yaml.safe_dump(VALID), overrides)
+def test_any_override_is_taken_or_refused(overrides: list[str], recipe: dict[str, Any]) -> None:
+    found = judged(yaml.safe_dump(recipe), overrides)
     if found is not None:
         round_trip(found)
 
@@ -139,6 +155,15 @@ texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 _words = ["no", "1e-5", "010", "0o17", "~", "null", "2024-01-01", "1:30", ".5", "1_0", "+.inf", "a: b", "a #b", "- a"]
 _signs = ["", " ", "<<", "=", "\ufeff", "\x85", "\u2028", "\n", "a\n", "\n a", "\t", "'", '"', "🙂"]
 tricky = st.sampled_from(_words + _signs)
+
+
+one_source = {"dataset_name": (texts | tricky).map("d{}".format), "dataset_config": st.none() | texts | tricky}
+mixtures = st.dictionaries(
+    st.sampled_from(["no", "1", "1e5", "null", "-", "0o17", "_", "yes"]) | st.from_regex(SOURCE_NAME, fullmatch=True),
+    st.fixed_dictionaries(one_source, optional={"weight": st.none() | st.floats(1e-300, 1e300)}),
+    min_size=1,
+    max_size=3,
+)
 
 
 @st.composite
@@ -150,8 +175,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     sections = {
         "model": {"model_name_or_path": f"m{text}"},
         "data": {
-            "dataset_name": f"d{text}",
-            "dataset_config": draw(st.none() | texts | tricky),
+            **draw(st.fixed_dictionaries({"mixture": mixtures}) | st.fixed_dictionaries(one_source)),
             "test_split_size": draw(st.floats(0, 0.99) | positive),
             "response_template": draw(st.none() | texts | tricky),
         },
