@@ -58,23 +58,27 @@ def shares(weights: Sequence[float | None], sizes: Sequence[int | None], tempera
 class Draws(Iterator[int]):
     """The sources in their turns, without end.
 
-    `drawn`, how often each source has come, is the whole state: a list of ints, for JSON. An iterator that is made
-    with it goes on where the other stood.
+    An iterator that is made with the `state` of another goes on where the other stood.
     """
 
-    def __init__(self, shares: Sequence[float], drawn: Sequence[int] | None = None) -> None:
+    def __init__(self, shares: Sequence[float], state: Sequence[int] | None = None) -> None:
         self._parts = _parts(shares)
-        self.drawn = [0] * len(shares) if drawn is None else list(drawn)
-        if len(self.drawn) != len(shares):
-            raise ValueError(f"a state of {len(self.drawn)} sources for {len(shares)} shares")
+        self._drawn = [0] * len(shares) if state is None else list(state)
+        if len(self._drawn) != len(shares):
+            raise ValueError(f"a state of {len(self._drawn)} sources for {len(shares)} shares")
         self._ahead: list[int] = []
 
     def __next__(self) -> int:
         if not self._ahead:
-            self._ahead = _turns(self._parts, self.drawn, _CHUNK_OF_AN_ITERATOR)[::-1].tolist()
+            self._ahead = _turns(self._parts, self._drawn, _CHUNK_OF_AN_ITERATOR)[::-1].tolist()
         source = self._ahead.pop()
-        self.drawn[source] += 1
+        self._drawn[source] += 1
         return source
+
+    @property
+    def state(self) -> list[int]:
+        """How often each source has come, for JSON; it tells all that is to come."""
+        return list(self._drawn)
 
 
 def schedule(shares: Sequence[float], count: int) -> Turns:

@@ -107,8 +107,8 @@ def test_turns_are_the_same_in_pieces_of_any_length(weights: list[float], piece:
 def test_a_saved_iterator_goes_on_where_it_stood(weights: list[float], before: int) -> None:
     draws = Draws(of(weights))
     list(islice(draws, before))
-    again = Draws(of(weights), json.loads(json.dumps(draws.drawn)))
-    assert sum(again.drawn) == before
+    again = Draws(of(weights), json.loads(json.dumps(draws.state)))
+    assert sum(again.state) == before
     assert list(islice(again, 100)) == list(islice(draws, 100))
 
 
