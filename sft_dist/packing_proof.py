@@ -16,6 +16,7 @@ from torch.nn import functional
 from sft_dist.attention import Way, feed, text_config, ways
 from sft_dist.data.collate import PackedCollator, PaddingCollator
 from sft_dist.data.masking import IGNORE
+from sft_dist.modelinfo import max_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,15 +206,17 @@ def _precision(autocast: torch.dtype | None, device: torch.device) -> AbstractCo
 def _packs(model: Any) -> _Packs:
     """Two rows of random documents of uneven length, the second row shorter than the first.
 
-    One document is of one token, and one is longer than a short sliding window and than a block of flex attention.
+    One document is of one token, and one is longer than a short sliding window and than a block of flex attention,
+    as far as the model has positions.
     """
     config = text_config(model.config)
     window = getattr(config, "sliding_window", None) or 0
     longest = max(
         13,
         window + 9 if window <= _SHORT_WINDOW else 0,
-        _FLEX_BLOCK + 3 if config._attn_implementation == "flex_attention" else 0,
+        _FLEX_BLOCK + 3 if _is_flex(model) else 0,
     )
+    longest = min(longest, max_positions(config.to_dict()) or longest)
     generator = torch.Generator().manual_seed(_SEED)
     vocabulary = model.get_input_embeddings().num_embeddings
 
@@ -298,6 +301,14 @@ def _undisturbed(model: Any) -> Iterator[None]:
             parameter.grad = grad
         for module, training in modes:
             module.training = training
+        if _is_flex(model):
+            # Torch compiles flex attention for so many shapes and then runs it with all scores in memory. The shapes
+            # of the proof shall not count.
+            torch.compiler.reset()
+
+
+def _is_flex(model: Any) -> bool:
+    return str(text_config(model.config)._attn_implementation) == "flex_attention"
 
 
 @contextmanager
