@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _SEED = 20
 _SHORT_WINDOW = 256  # tokens; a document beyond a longer window would cost more than it tells
 # Round-off grows with depth and width: the gradients of a model of 30 layers differ by 4e-5 for a batch of another
-# shape alone. So much more than that is allowed, up to a limit, for leaks begin at 1e-2.
+# shape alone. So much more than that is allowed, up to a limit: attention leaks more than 1e-2, and a convolution's
+# leak of 1e-4 shows when the documents before are exchanged.
 _MARGIN, _MOST = 10, 1e-3
 _FLEX_BLOCK = 128  # tokens, in which flex attention masks
 
@@ -108,9 +109,9 @@ class Proof:
 def tolerance(dtype: torch.dtype) -> float:
     """The largest relative difference that is taken for round-off.
 
-    fp32: small models come out at 1e-7 to 1e-6 and leaks above 1e-2. Half precision: four units in the last place
-    of the largest value, for a long row and a short one are summed in other orders. That is coarse, which is why
-    the documents before it may change a document by a tenth of it only: with a mask they change nothing at all.
+    fp32: small models come out at 1e-7 to 1e-6 and leaks of attention above 1e-2. Half precision: four units in the
+    last place of the largest value, for a long row and a short one are summed in other orders. That is coarse, which
+    is why the documents before it may change a document by a tenth of it only: with a mask they change nothing at all.
     """
     return {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
 

@@ -31,16 +31,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "phi": {**SIZE, "intermediate_size": 48},
     "gemma3_text": {**MIXED, "query_pre_attn_scalar": 16},
     "gpt_oss": {**MIXED, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "biogpt": {**SIZE, "intermediate_size": 48},
+    "xglm": {"vocab_size": 96, "d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48,
+             "max_position_embeddings": 160, "bos_token_id": 1, "eos_token_id": 2},
 }  # fmt: skip
-# The attentions that an architecture has on a processor: the library has no flex attention for GPT-2, and for the sinks
-# of gpt-oss eager attention only.
-PAIRS = [
-    (name, attention)
-    for name in MODELS
-    for attention in {"gpt2": ("eager", "sdpa"), "gpt_oss": ("eager",)}.get(name, ("eager", "sdpa", "flex_attention"))
-]
-# What tokens know of each other otherwise than by attention.
-RECURRENT: dict[str, dict[str, Any]] = {
+# Sinks of gpt-oss are computed by eager attention alone on a processor, and the library has no other for XGLM.
+EAGER_ONLY = ("gpt_oss", "xglm")
+SDPA = [name for name in MODELS if name not in EAGER_ONLY]
+FLEX = [name for name in SDPA if name not in ("gpt2", "biogpt")]
+HAVING = {"eager": list(MODELS), "sdpa": SDPA, "flex_attention": FLEX}
+PAIRS = [(name, attention) for name in MODELS for attention, names in HAVING.items() if name in names]
+# BLOOM makes its biases from a mask of two dimensions; the others tell tokens of each other beside attention.
+UNPACKED: dict[str, dict[str, Any]] = {
+    "bloom": {"vocab_size": 96, "hidden_size": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
     "mamba": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "rwkv": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 64},
     "jamba": {**GQA, "pad_token_id": 0, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1,
@@ -52,7 +55,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
 def model_of(name: str, attention: str | None = "sdpa") -> Any:
     """A model in fp32, always the same one."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **(MODELS | RECURRENT)[name])
+    config = AutoConfig.for_model(name, **(MODELS | UNPACKED)[name])
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 

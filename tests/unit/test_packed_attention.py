@@ -17,7 +17,16 @@ from sft_dist import packing_proof
 from sft_dist.attention import Way, feed, ways
 from sft_dist.data.collate import PackedCollator, PaddingCollator
 from sft_dist.packing_proof import Proof, prove
-from tests.architectures import MODELS, PAIRS, RECURRENT, flex_on_a_processor, model_of, with_flash_on_a_processor
+from tests.architectures import (
+    FLEX,
+    MODELS,
+    PAIRS,
+    SDPA,
+    UNPACKED,
+    flex_on_a_processor,
+    model_of,
+    with_flash_on_a_processor,
+)
 
 
 class Convolution(PreTrainedModel):
@@ -56,12 +65,12 @@ def test_every_architecture_has_an_exact_way(name: str, attention: str) -> None:
     assert largest(proof, proof.way) <= 1e-5
 
 
-@pytest.mark.parametrize("name", [name for name, attention in PAIRS if attention == "flex_attention"])
+@pytest.mark.parametrize("name", FLEX)
 def test_block_masks_of_flex_attention_are_exact(name: str) -> None:
     assert largest(tried(name, "flex_attention", [Way.FLEX]), Way.FLEX) <= 1e-5
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "gpt_oss"])  # its sinks are eager's own
+@pytest.mark.parametrize("name", SDPA)
 def test_rows_joined_for_flash_attention_are_exact(name: str) -> None:
     proof = prove(with_flash_on_a_processor(model_of(name)))
     assert proof.way is Way.VARLEN, proof.line()
@@ -97,7 +106,7 @@ def test_compiled_flex_attention_reads_the_block_mask() -> None:
     assert (packed - alone).abs().max() / alone.abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", UNPACKED)
 def test_what_cannot_be_packed_exactly_is_told_in_a_line(name: str) -> None:
     proof = prove(model_of(name, "eager"))
     assert proof.way is None
