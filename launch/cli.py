@@ -61,6 +61,17 @@ def _preview(options: argparse.Namespace) -> int:
     return _module("sft_dist.preview", *words, str(file), *options.overrides)
 
 
+def _lengths(options: argparse.Namespace) -> int:
+    from launch import recipe_files
+    from sft_dist.recipe import load_recipe
+
+    file = recipe_files.find(options.recipe)
+    load_recipe(file, options.overrides)
+    words = ["--split", options.split]
+    words += ["--image", options.image] if options.image else []
+    return _module("sft_dist.lengths", *words, str(file), *options.overrides)
+
+
 def _eval(options: argparse.Namespace) -> int:
     from launch import recipe_files
 
@@ -133,6 +144,12 @@ def _preview_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--html", metavar="FILE", help="write them as a page, too")
 
 
+def _lengths_options(sub: argparse.ArgumentParser) -> None:
+    _recipe_options(sub)
+    sub.add_argument("--split", choices=("train", "test"), default="train")
+    sub.add_argument("--image", metavar="FILE", help="write the histogram as an SVG picture, too")
+
+
 def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL_DIR", help="a run's folder, a model directory or a hub id")
     sub.add_argument("--recipe", help="recipe that names the held-out data (default: that of the model's run)")
@@ -151,6 +168,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("run", _run, "train by a recipe on this machine"),
     ("check", _check, "find now what would fail later"),
     ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
+    ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("chat", _chat, "talk to a model in the terminal"),
     ("recipes", _recipes, "list the packaged recipes"),
@@ -160,6 +178,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "run": _recipe_options,
     "check": _recipe_options,
     "preview": _preview_options,
+    "lengths": _lengths_options,
     "eval": _eval_options,
     "chat": _chat_options,
 }

@@ -16,6 +16,7 @@ from torch.nn import functional
 from sft_dist.attention import Way, feed, text_config, ways
 from sft_dist.data.collate import PackedCollator, PaddingCollator
 from sft_dist.data.masking import IGNORE
+from sft_dist.modelinfo import max_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 _SEED = 20
 _SHORT_WINDOW = 256  # tokens; a document beyond a longer window would cost more than it tells
 # Round-off grows with depth and width: the gradients of a model of 30 layers differ by 4e-5 for a batch of another
-# shape alone. So much more than that is allowed, up to a limit, for leaks begin at 1e-2.
+# shape alone. So much more than that is allowed, up to a limit: attention leaks more than 1e-2, and a convolution's
+# leak of 1e-4 shows when the documents before are exchanged.
 _MARGIN, _MOST = 10, 1e-3
 _FLEX_BLOCK = 128  # tokens, in which flex attention masks
 
@@ -107,9 +109,9 @@ class Proof:
 def tolerance(dtype: torch.dtype) -> float:
     """The largest relative difference that is taken for round-off.
 
-    fp32: small models come out at 1e-7 to 1e-6 and leaks above 1e-2. Half precision: four units in the last place
-    of the largest value, for a long row and a short one are summed in other orders. That is coarse, which is why
-    the documents before it may change a document by a tenth of it only: with a mask they change nothing at all.
+    fp32: small models come out at 1e-7 to 1e-6 and leaks of attention above 1e-2. Half precision: four units in the
+    last place of the largest value, for a long row and a short one are summed in other orders. That is coarse, which
+    is why the documents before it may change a document by a tenth of it only: with a mask they change nothing at all.
     """
     return {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
 
@@ -205,15 +207,17 @@ def _precision(autocast: torch.dtype | None, device: torch.device) -> AbstractCo
 def _packs(model: Any) -> _Packs:
     """Two rows of random documents of uneven length, the second row shorter than the first.
 
-    One document is of one token, and one is longer than a short sliding window and than a block of flex attention.
+    One document is of one token, and one is longer than a short sliding window and than a block of flex attention,
+    as far as the model has positions.
     """
     config = text_config(model.config)
     window = getattr(config, "sliding_window", None) or 0
     longest = max(
         13,
         window + 9 if window <= _SHORT_WINDOW else 0,
-        _FLEX_BLOCK + 3 if config._attn_implementation == "flex_attention" else 0,
+        _FLEX_BLOCK + 3 if _is_flex(model) else 0,
     )
+    longest = min(longest, max_positions(config.to_dict()) or longest)
     generator = torch.Generator().manual_seed(_SEED)
     vocabulary = model.get_input_embeddings().num_embeddings
 
@@ -298,6 +302,14 @@ def _undisturbed(model: Any) -> Iterator[None]:
             parameter.grad = grad
         for module, training in modes:
             module.training = training
+        if _is_flex(model):
+            # Torch compiles flex attention for so many shapes and then runs it with all scores in memory. The shapes
+            # of the proof shall not count.
+            torch.compiler.reset()
+
+
+def _is_flex(model: Any) -> bool:
+    return str(text_config(model.config)._attn_implementation) == "flex_attention"
 
 
 @contextmanager

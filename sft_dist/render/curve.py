@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sft_dist.render.axis import Axis
+
 Points = Sequence[tuple[int, float]]
 
 _WIDTH, _HEIGHT = 720, 300
@@ -32,9 +34,9 @@ def learning_curve_svg(points: Points, eval_points: Points = ()) -> str:
     if not every:
         return ""
     steps = [step for step, _ in every]
-    x = _Axis.over(min(steps), max(steps), _LEFT, _WIDTH - _RIGHT, 6, whole=True)
+    x = Axis.over(min(steps), max(steps), _LEFT, _WIDTH - _RIGHT, 6, whole=True)
     losses = [loss for _, loss in every]
-    y = _Axis.over(min(losses), max(losses), _HEIGHT - _BOTTOM, _TOP, 5, rounded=True)
+    y = Axis.over(min(losses), max(losses), _HEIGHT - _BOTTOM, _TOP, 5, rounded=True)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(_caption(train, held))}">',
         *_grid(x, y),
@@ -44,44 +46,6 @@ def learning_curve_svg(points: Points, eval_points: Points = ()) -> str:
         "</svg>",
     ]
     return "\n".join(parts)
-
-
-@dataclass(frozen=True)
-class _Axis:
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: tuple[float, ...]
-    step: float
-
-    @classmethod
-    def over(
-        cls, low: float, high: float, start: float, end: float, count: int, whole: bool = False, rounded: bool = False
-    ) -> _Axis:
-        """An axis from `low` to `high`; `whole` ticks are integers, a `rounded` axis begins and ends at a tick."""
-        if high - low < 1e-12 * max(abs(low), abs(high), 1.0):
-            low, high = low - 0.5, high + 0.5
-        step = _nice((high - low) / count)
-        step = max(step, 1.0) if whole else step
-        if rounded:
-            low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        return cls(low, high, start, end, tuple(i * step for i in range(first, last + 1)), step)
-
-    def at(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def label(self, tick: float) -> str:
-        if self.step < 1e-4 or self.high >= 1e6:
-            return f"{tick:.3g}"
-        return f"{tick:,.{max(0, -math.floor(math.log10(self.step) + 1e-9))}f}"
-
-
-def _nice(raw: float) -> float:
-    """The least of 1, 2, 5 times a power of ten that is not below `raw`."""
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
 
 
 def _finite(points: Points) -> list[tuple[int, float]]:
@@ -100,7 +64,7 @@ def _thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, floa
     return kept
 
 
-def _grid(x: _Axis, y: _Axis) -> list[str]:
+def _grid(x: Axis, y: Axis) -> list[str]:
     line = 'style="stroke:var(--line, #dfe1e4)"'
     text = 'style="fill:var(--soft, #5b626b)"'
     parts = []
@@ -119,7 +83,7 @@ def _grid(x: _Axis, y: _Axis) -> list[str]:
     return parts
 
 
-def _series(points: list[tuple[int, float]], x: _Axis, y: _Axis, colour: str, dots: bool) -> list[str]:
+def _series(points: list[tuple[int, float]], x: Axis, y: Axis, colour: str, dots: bool) -> list[str]:
     places = [f"{x.at(step):.1f},{y.at(loss):.1f}" for step, loss in points]
     parts = []
     if len(places) > 1:

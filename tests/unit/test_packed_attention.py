@@ -3,46 +3,145 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
 from sft_dist import packing_proof
 from sft_dist.attention import Way, feed, ways
 from sft_dist.data.collate import PackedCollator, PaddingCollator
-from sft_dist.packing_proof import prove
-
-SIZE: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-                        "max_position_embeddings": 64}  # fmt: skip
-GQA: dict[str, Any] = {**SIZE, "intermediate_size": 48, "num_key_value_heads": 2}
-MODELS: dict[str, dict[str, Any]] = {
-    "opt": {**SIZE, "ffn_dim": 48, "word_embed_proj_dim": 32},
-    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-    "gpt_neox": {**SIZE, "intermediate_size": 48},
-    "llama": GQA,
-    "mistral": {**GQA, "sliding_window": 6},
-    "qwen2": GQA,
-    "gemma": {**GQA, "head_dim": 8},
-    "phi": {**SIZE, "intermediate_size": 48},
-}
+from sft_dist.packing_proof import Proof, prove
+from tests.architectures import (
+    FLEX,
+    MODELS,
+    PAIRS,
+    SDPA,
+    UNPACKED,
+    flex_on_a_processor,
+    model_of,
+    with_flash_on_a_processor,
+)
 
 
-def model_of(name: str, attention: str = "sdpa") -> Any:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **MODELS[name])
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+class Convolution(PreTrainedModel):
+    """A user's model: each token mixed with the one before it, whatever the document."""
+
+    config_class = PreTrainedConfig
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.embedding = torch.nn.Embedding(96, 8)
+        self.head = torch.nn.Linear(8, 96)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embedding
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> CausalLMOutput:
+        hidden = self.embedding(input_ids)
+        return CausalLMOutput(logits=self.head(hidden + hidden.roll(1, dims=1)))
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", MODELS)
-def test_every_architecture_has_an_exact_way(name: str, attention: str) -> None:
-    proof = prove(model_of(name, attention))
-    assert proof.way is not None, proof.line()
-    errors = next(trial.errors for trial in proof.trials if trial.way is proof.way)
+def tried(name: str, attention: str, candidates: Sequence[Way] | None = None) -> Proof:
+    with flex_on_a_processor() if attention == "flex_attention" else nullcontext():
+        return prove(model_of(name, attention), candidates)
+
+
+def largest(proof: Proof, way: Way) -> float:
+    errors = next(trial.errors for trial in proof.trials if trial.way is way)
     assert errors is not None
-    assert max(errors.logits, errors.gradients, errors.exchanged) <= 1e-5
+    return max(errors.logits, errors.gradients, errors.exchanged)
+
+
+@pytest.mark.parametrize(("name", "attention"), PAIRS)
+def test_every_architecture_has_an_exact_way(name: str, attention: str) -> None:
+    proof = tried(name, attention)
+    assert proof.way is not None, proof.line()
+    assert largest(proof, proof.way) <= 1e-5
+
+
+@pytest.mark.parametrize("name", FLEX)
+def test_block_masks_of_flex_attention_are_exact(name: str) -> None:
+    assert largest(tried(name, "flex_attention", [Way.FLEX]), Way.FLEX) <= 1e-5
+
+
+@pytest.mark.parametrize("name", SDPA)
+def test_rows_joined_for_flash_attention_are_exact(name: str) -> None:
+    proof = prove(with_flash_on_a_processor(model_of(name)))
+    assert proof.way is Way.VARLEN, proof.line()
+    assert largest(proof, Way.VARLEN) <= 1e-5
+
+
+def test_rows_that_are_not_joined_leak_where_attention_reads_no_positions() -> None:
+    assert prove(with_flash_on_a_processor(model_of("llama")), [Way.POSITIONS]).way is None
+
+
+def test_joined_rows_tell_where_documents_end() -> None:
+    rows = [{"input_ids": ids, "labels": ids} for ids in ([7, 8, 9], [5], [6, 4])]
+    fed = feed(PackedCollator(0)([rows, rows[:1]]), Way.VARLEN, model_of("llama").config, torch.float32)
+    assert fed["input_ids"].tolist() == [[7, 8, 9, 5, 6, 4, 7, 8, 9]]
+    assert fed["labels"].tolist() == [[-100, 8, 9, -100, -100, 4, -100, 8, 9]]
+    assert fed["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1, 0, 1, 2]]
+    assert fed["cu_seq_lens_q"].tolist() == fed["cu_seq_lens_k"].tolist() == [0, 3, 4, 6, 9]
+    assert fed["max_length_q"] == fed["max_length_k"] == 3
+    assert fed["seq_idx"].tolist() == [[0, 0, 0, 1, 2, 2, 3, 3, 3]]
+    assert "attention_mask" not in fed
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler, with which torch compiles")
+def test_compiled_flex_attention_reads_the_block_mask() -> None:
+    """On a CPU forward only, which is all that torch has there; `tests/gpu` has the backward."""
+    model = model_of("opt", "flex_attention").eval()
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(96, (3, 70), generator=generator)
+    batch = PackedCollator(0)([[{"input_ids": row, "labels": row} for row in ids.tolist()]])
+    with torch.no_grad():
+        packed = model(**feed(batch, Way.FLEX, model.config, model.dtype)).logits[0]
+        alone = model(input_ids=ids).logits.flatten(0, 1)
+    assert (packed - alone).abs().max() / alone.abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", UNPACKED)
+def test_what_cannot_be_packed_exactly_is_told_in_a_line(name: str) -> None:
+    proof = prove(model_of(name, "eager"))
+    assert proof.way is None
+    assert proof.line().startswith(f"packing leaks on {type(model_of(name, 'eager')).__name__}: positions ")
+    assert proof.line().endswith("no way is exact")
+    assert "\n" not in proof.line()
+
+
+def test_a_forward_that_takes_neither_positions_nor_masks_is_told_in_a_line() -> None:
+    proof = prove(Convolution(PreTrainedConfig(vocab_size=96)))
+    assert proof.way is None
+    assert proof.line().startswith("packing fails on Convolution: positions not possible (TypeError: ")
+
+
+def test_attention_that_has_no_backward_is_told_in_a_line() -> None:
+    proof = prove(model_of("llama", "flex_attention"))
+    assert proof.way is None
+    assert "positions not possible (NotImplementedError: FlexAttention does not support backward on CPU" in proof.line()
+
+
+def test_no_document_is_longer_than_the_model_has_positions() -> None:
+    config = AutoConfig.for_model("opt", **MODELS["opt"] | {"max_position_embeddings": 20})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="flex_attention")
+    with flex_on_a_processor():
+        assert prove(model).way is Way.FLEX
+
+
+@pytest.mark.parametrize(("attention", "times"), [("sdpa", 0), ("flex_attention", 1)])
+def test_what_torch_compiled_for_the_proof_does_not_count(
+    attention: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append(True))
+    tried("llama", attention)
+    assert len(calls) == times
 
 
 def test_opt_leaks_by_positions_and_is_exact_by_a_mask() -> None:

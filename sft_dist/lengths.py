@@ -1,0 +1,116 @@
+"""`python -m sft_dist.lengths`: how long the rows of a recipe's data are, as figures and a histogram."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sft_dist import builtin_models
+from sft_dist.config import Recipe
+from sft_dist.data.conversations import Account
+from sft_dist.data.masking import IGNORE
+from sft_dist.data.packing import Ints, fill, pack
+from sft_dist.data.prepare import prepare
+from sft_dist.data.rows import Prepared
+from sft_dist.data.template import load_template
+from sft_dist.data.tokenizer import load_tokenizer
+from sft_dist.errors import DataError, UserError
+from sft_dist.models import load_config, row_length
+from sft_dist.packing_choice import packed_length
+from sft_dist.process import guarded
+from sft_dist.recipe import load_recipe
+from sft_dist.render.lengths import LengthReport, Source, to_svg, to_terminal
+from sft_dist.render.wording import count, share
+from sft_dist.rundir import write_text
+
+if TYPE_CHECKING:
+    import datasets
+
+_BATCH = 10_000  # rows that are in memory at a time
+
+
+def main(words: list[str]) -> int:
+    """The command. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m sft_dist.lengths")
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument("--image", type=Path)
+    options = parser.parse_args(words)
+    return guarded(lambda: show(load_recipe(options.recipe, options.overrides), options.split, options.image))
+
+
+def show(recipe: Recipe, split: str, image: Path | None) -> None:
+    """Print the report of a split and, where asked, write it as an SVG picture.
+
+    Raises :class:`UserError` for a stream, which is not counted beforehand, and for a split that there is not.
+    """
+    from rich.console import Console
+
+    report = report_of(recipe, split)
+    to_terminal(report, Console(width=None if sys.stdout.isatty() else 80))
+    if image is not None:
+        write_text(image, to_svg(report))
+        print(f"picture: {image}")
+
+
+def report_of(recipe: Recipe, split: str) -> LengthReport:
+    """The report of a split's prepared rows, which are made if no run has made them yet."""
+    if recipe.data.streaming:
+        raise UserError("data.streaming: a stream is not read to its end beforehand; add data.streaming=false")
+    path = builtin_models.resolve(recipe.model.model_name_or_path)
+    limit = row_length(load_config(path, recipe.model), recipe.train.max_length)
+    template = load_template(load_tokenizer(path, recipe.model), recipe.data)
+    part = dict(zip(("train", "test"), prepare(recipe, template, limit), strict=True))[split]
+    if part is None:
+        raise DataError("data.dataset_test_split: the recipe names no held-out split")
+    tokens, trained = counted(part.rows)
+    facts = _facts(recipe, part)
+    if recipe.data.packing and split == "train":
+        facts.append(("packed", _packed(recipe, tokens, packed_length(recipe.data.packing, limit) or 0)))
+    data = f"{recipe.data.dataset_name} ({split})"
+    return LengthReport.of(tokens, trained, Source(recipe.model.model_name_or_path, data, limit, tuple(facts)))
+
+
+def counted(rows: datasets.Dataset) -> tuple[Ints, Ints]:
+    """Tokens and trained tokens of each row, (rows,) each, counted in Arrow's memory."""
+    import pyarrow.compute as pc
+
+    tokens, trained = [], []
+    for batch in rows.select_columns(["input_ids", "labels"]).with_format("arrow").iter(batch_size=_BATCH):
+        tokens.append(pc.list_value_length(batch["input_ids"]).to_numpy())
+        labels = batch["labels"].combine_chunks()
+        learnt = np.concatenate([np.zeros(1, np.int64), np.cumsum(pc.list_flatten(labels).to_numpy() != IGNORE)])
+        ends = np.cumsum(pc.list_value_length(labels).to_numpy(zero_copy_only=False))
+        trained.append(np.diff(learnt[ends], prepend=0))
+    return np.concatenate(tokens).astype(np.int64), np.concatenate(trained).astype(np.int64)
+
+
+def _facts(recipe: Recipe, part: Prepared) -> list[tuple[str, str]]:
+    account: Account = part.account
+    told = [f"{len(part.rows):,}"]
+    # A split that is drawn has the account of all records that it was drawn from.
+    drawn = " before the split was drawn" if recipe.data.test_split_size else ""
+    if account.truncated:
+        told.append(f"{account.truncated:,} cut to the limit{drawn}")
+    facts = [("rows", ", ".join(told))]
+    left = [(len(account.bad), "with faults"), (len(account.untrained), "without a trained token within the limit")]
+    if any(number for number, _ in left):
+        said = ", ".join(f"{number:,} {why}" for number, why in left if number)
+        facts.append(("left out", f"of {account.records:,} records{drawn}: {said}"))
+    facts.append(("trained", f"{share(account.trained_tokens, account.tokens)} of {count(account.tokens, 'token')}"))
+    return facts
+
+
+def _packed(recipe: Recipe, tokens: Ints, capacity: int) -> str:
+    seed = recipe.train.seed if recipe.train.data_seed is None else recipe.train.data_seed
+    packs = pack(tokens, capacity, seed=seed)
+    return f"{count(len(packs), 'row')} of {capacity:,} tokens, {fill(packs, tokens, capacity):.1%} full"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
