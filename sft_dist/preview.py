@@ -14,7 +14,8 @@ from pathlib import Path
 
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
-from sft_dist.data.conversations import Account, conversations
+from sft_dist.data.account import Account
+from sft_dist.data.conversations import conversations
 from sft_dist.data.masking import IGNORE, Masker, Tokens
 from sft_dist.data.prepare import test_split_of
 from sft_dist.data.rows import nothing_left, tokenized

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
+from sft_dist.data.account import summary_lines
 from sft_dist.data.prepare import prepare
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import load_template, stop_token_ids
@@ -97,14 +98,7 @@ def data_lines(train: Prepared, held_out: Prepared | None, template: ChatTemplat
         if part is None:
             continue
         a = part.account
-        notes = [f"{a.truncated} truncated"] if a.truncated else []
-        notes += [f"{len(a.bad)} bad skipped"] if a.bad else []
-        notes += [f"{len(a.untrained)} without a trained token dropped"] if a.untrained else []
-        lines.append(
-            f"{name}: {a.rows:,} rows of {a.records:,} records ({a.format}), {a.tokens:,} tokens, "
-            f"{a.trained_tokens:,} trained ({a.trained_tokens / max(a.tokens, 1):.0%})"
-            + "".join(f", {n}" for n in notes)
-        )
+        lines += summary_lines(name, a)
         lines += [f"  skipped {where}" for where in a.bad]
     return lines
 

@@ -182,5 +182,6 @@ def _with_filler(rows: Dataset, token: int) -> Dataset:
     """The rows and, behind them, the one row in which nothing is trained (see `GlobalOrder`)."""
     from datasets import Dataset, concatenate_datasets
 
-    filler = {"input_ids": [[token]], "labels": [[IGNORE]], "where": ["filler"], "turns": ["[]"]}
+    filler = {"input_ids": [[token]], "labels": [[IGNORE]], "where": ["filler"], "turns": ["[]"], "digest": [b""],
+              "length": [1], "trained": [0]}  # fmt: skip
     return concatenate_datasets([rows, Dataset.from_dict(filler, features=rows.features)])
