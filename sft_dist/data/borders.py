@@ -43,10 +43,13 @@ def byte_lengths(backend: Tokenizer) -> ByteLengths | None:
     normalizer = config["normalizer"]
     if normalizer is not None and normalizer["type"] != "NFC":
         return None
-    if not set(_alphabet()) <= set(model["vocab"]):
-        return None
     trims = any(p["type"] == "ByteLevel" and p.get("trim_offsets", True) for p in _parts(config["post_processor"]))
-    return ByteLengths(_table(model["vocab"], config["added_tokens"], trims), normalizer is not None, trims)
+    table = _table(model["vocab"], config["added_tokens"], trims)
+    # Bytes that the vocabulary lacks become the unknown token, if there is one; else they are lost, and as nothing
+    # adds a byte, the sum over the text tells.
+    if model.get("unk_token") is not None:
+        table[model["vocab"][model["unk_token"]]] = UNSURE
+    return ByteLengths(table, normalizer is not None, trims)
 
 
 def _is_plain_bpe(model: dict[str, Any]) -> bool:
@@ -69,14 +72,10 @@ def _cuts_only(pre_tokenizer: dict[str, Any] | None) -> bool:
     return not any(p.get("add_prefix_space") or p.get("behavior") == "Removed" for p in parts)
 
 
-def _alphabet() -> list[str]:
+def _table(vocab: dict[str, int], added: list[dict[str, Any]], trims: bool) -> NDArray[np.int32]:
     from tokenizers.pre_tokenizers import ByteLevel
 
-    return list(ByteLevel.alphabet())
-
-
-def _table(vocab: dict[str, int], added: list[dict[str, Any]], trims: bool) -> NDArray[np.int32]:
-    letters = set(_alphabet())
+    letters = set(ByteLevel.alphabet())
     size = max([*vocab.values(), *(entry["id"] for entry in added)]) + 1
     table = np.full(size, UNSURE, np.int32)
     for token, number in vocab.items():

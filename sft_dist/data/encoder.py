@@ -6,7 +6,6 @@ preparation, for one text in `CHECK_EVERY`. `SFT_DIST_FASTOKENS=0` leaves it out
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -47,10 +46,11 @@ class PlainEncoder:
     name = PLAIN
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.backend = own_backend(tokenizer)
+        self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
-        lists = [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        encodings = bare_backend(self.tokenizer).encode_batch_fast(list(texts), add_special_tokens=False)
+        lists = [encoding.ids for encoding in encodings]
         return joined([np.array(ids, np.int32) for ids in lists])
 
 
@@ -63,7 +63,7 @@ class FastEncoder:
         import fastokens
 
         self.plain = PlainEncoder(tokenizer)
-        self._fast: Any = fastokens.Tokenizer.from_json_str(self.plain.backend.to_str())
+        self._fast: Any = fastokens.Tokenizer.from_json_str(bare_backend(tokenizer).to_str())
         self._turn = 0
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
@@ -101,11 +101,13 @@ def choose(tokenizer: PreTrainedTokenizerBase, fast: bool = True) -> Encoder:
     return encoder
 
 
-def own_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the Rust tokenizer behind `tokenizer` that neither cuts nor pads."""
-    backend: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_truncation()
-    backend.no_padding()
+def bare_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The Rust tokenizer behind `tokenizer`, set to neither cut nor pad, as its owner sets it at each call, too."""
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
     backend.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
     return backend
 

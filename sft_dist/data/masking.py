@@ -15,19 +15,22 @@ import itertools
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sft_dist.data.borders import ByteLengths, byte_lengths
-from sft_dist.data.encoder import Encoded, Encoder, PlainEncoder, joined, own_backend
+from sft_dist.data.encoder import PLAIN, Encoded, Encoder, PlainEncoder, bare_backend, choose, joined
 from sft_dist.data.template import Rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100  # the label that torch's cross entropy leaves out
+# Rows from which on it is worth a moment to look up the vocabulary, and to set up another encoder.
+WORTH_A_TABLE, WORTH_AN_ENCODER = 256, 2048
 
 
 class Masked(NamedTuple):
@@ -53,20 +56,36 @@ class Tokens:
 
 
 class Masker:
-    """Tokenizes rendered conversations. `max_length` in tokens, None for no limit; `encoder` gives the ids."""
+    """Tokenizes rendered conversations. `max_length` in tokens, None for no limit.
+
+    `fast=False`: `fastokens` is left out. What is fast takes a moment to set up and is worth it after some rows only;
+    `warm` sets it up at once.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None, encoder: Encoder | None = None
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None, fast: bool = True, warm: bool = False
     ) -> None:
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self._backend: Any = own_backend(tokenizer)
-        self._bytes = byte_lengths(self._backend)
-        # Without the table of lengths it is the tokenizer itself that is asked, for its offsets.
-        self.encoder = encoder if encoder is not None and self._bytes is not None else PlainEncoder(tokenizer)
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self._fast = fast
+        self._rows = WORTH_AN_ENCODER if warm else 0
         self._pieces_are_exact = _joins_exactly(tokenizer)
         plain = tokenizer("a", add_special_tokens=True)["input_ids"]
         self._bos = plain[:1] if plain and plain[0] == tokenizer.bos_token_id else []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Masker, (self.tokenizer, self.max_length, self._fast, True)
+
+    @cached_property
+    def _bytes(self) -> ByteLengths | None:
+        return byte_lengths(bare_backend(self.tokenizer))
+
+    @cached_property
+    def _best(self) -> Encoder:
+        return choose(self.tokenizer, self._fast)
+
+    def encoder_of(self, records: int) -> str:
+        """The name of what makes ids where there are so many records."""
+        return PLAIN if records < WORTH_AN_ENCODER or self._bytes is None else self._best.name
 
     def __call__(self, rows: Sequence[Rendered], raw: bool = False) -> list[Tokens]:
         """Tokens and labels of each row, cut on the right to `max_length`."""
@@ -85,11 +104,11 @@ class Masker:
 
         Raises :class:`EncoderDiffers` as the encoder does.
         """
-        if not rows:
-            return self._around(rows, [], raw)
-        if self._bytes is None:
+        self._rows += len(rows)
+        if self._rows < WORTH_A_TABLE or self._bytes is None or not rows:
             return self._around(rows, self._slow(rows), raw)
-        encoded = self.encoder([row.text for row in rows])
+        encoder = self._best if self._rows >= WORTH_AN_ENCODER else PlainEncoder(self.tokenizer)
+        encoded = encoder([row.text for row in rows])
         trained, unsure = _by_bytes(rows, encoded, self._bytes)
         cuts = [slice(*cut) for cut in itertools.pairwise(encoded.starts.tolist())]
         found = [(encoded.ids[cut], trained[cut]) for cut in cuts]
@@ -110,7 +129,7 @@ class Masker:
         return found
 
     def _encodings(self, texts: list[str]) -> list[Any]:
-        encodings: list[Any] = self._backend.encode_batch(texts, add_special_tokens=False)
+        encodings: list[Any] = bare_backend(self.tokenizer).encode_batch(texts, add_special_tokens=False)
         return encodings
 
     def _by_pieces(self, row: Rendered) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sft_dist.config import DataSection
 from sft_dist.data.account import Account, dropped
 from sft_dist.data.conversations import no_record
-from sft_dist.data.encoder import FAST, PLAIN, EncoderDiffers, choose
+from sft_dist.data.encoder import FAST, PLAIN, EncoderDiffers
 from sft_dist.data.formats import Conversation, Turn, load_hook
 from sft_dist.data.masking import Masker, Tokens
 from sft_dist.data.pool import BATCH, Blocks, processes
@@ -137,13 +137,12 @@ def _build(
     # The lock is ours, so a folder of that name is what a killed process left.
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    encoder = choose(template.tokenizer)
     try:
         unfinished.mkdir(parents=True, mode=0o700)
         try:
-            account = _write(unfinished, source, data, template, Masker(template.tokenizer, max_length, encoder), limit)
+            account = _write(unfinished, source, data, template, Masker(template.tokenizer, max_length), limit)
         except EncoderDiffers:
-            plain = Masker(template.tokenizer, max_length)
+            plain = Masker(template.tokenizer, max_length, fast=False)
             account = _write(unfinished, source, data, template, plain, limit)
             account.encoder = f"{PLAIN}, since {FAST} gave other ids"
         if account.rows == 0:
@@ -166,7 +165,7 @@ def _write(
     """Write the rows of a split into a folder and give the account of them."""
     import pyarrow as pa
 
-    account = Account(encoder=masker.encoder.name)
+    account = Account()
     merger, work = Merger(data, account), Work(data, template, masker)
     good = 0
     with (
@@ -187,6 +186,7 @@ def _write(
                 break
     if account.records == 0:
         raise no_record(source)
+    account.encoder = masker.encoder_of(account.records)
     return account
 
 
