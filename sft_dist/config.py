@@ -159,7 +159,7 @@ class DataSection(Section):
     max_bad_records: NonNegativeInt = 0
     """Records with faults that are skipped, counted and named before the run refuses the data."""
     max_train_records: PositiveInt | None = None
-    """Train on the first so many records only."""
+    """Train on the first so many records only (of each source of a mixture)."""
     max_eval_records: PositiveInt | None = None
     """Evaluate on the first so many held-out records only."""
 

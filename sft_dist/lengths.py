@@ -11,16 +11,18 @@ import numpy as np
 
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
-from sft_dist.data.conversations import Account
+from sft_dist.data.account import Account, dropped
+from sft_dist.data.arrangement import Arrangement
 from sft_dist.data.masking import IGNORE
-from sft_dist.data.packing import Ints, fill, pack
-from sft_dist.data.prepare import prepare
+from sft_dist.data.mixture_sources import title_of
+from sft_dist.data.packing import Ints
+from sft_dist.data.prepare import TrainingRows, data_seed, prepare
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import load_template
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import DataError, UserError
 from sft_dist.models import load_config, row_length
-from sft_dist.packing_choice import packed_length
+from sft_dist.packing_choice import packed_length, packed_line
 from sft_dist.process import guarded
 from sft_dist.recipe import load_recipe
 from sft_dist.render.lengths import LengthReport, Source, to_svg, to_terminal
@@ -71,8 +73,10 @@ def report_of(recipe: Recipe, split: str) -> LengthReport:
     tokens, trained = counted(part.rows)
     facts = _facts(recipe, part)
     if recipe.data.packing and split == "train":
-        facts.append(("packed", _packed(recipe, tokens, packed_length(recipe.data.packing, limit) or 0)))
-    data = f"{recipe.data.dataset_name} ({split})"
+        capacity = packed_length(recipe.data.packing, limit)
+        mixture = part.mixture if isinstance(part, TrainingRows) else None
+        facts.append(("packed", packed_line(Arrangement(tokens, capacity, data_seed(recipe), mixture))))
+    data = f"{title_of(recipe.data)} ({split})"
     return LengthReport.of(tokens, trained, Source(recipe.model.model_name_or_path, data, limit, tuple(facts)))
 
 
@@ -98,18 +102,10 @@ def _facts(recipe: Recipe, part: Prepared) -> list[tuple[str, str]]:
     if account.truncated:
         told.append(f"{account.truncated:,} cut to the limit{drawn}")
     facts = [("rows", ", ".join(told))]
-    left = [(len(account.bad), "with faults"), (len(account.untrained), "without a trained token within the limit")]
-    if any(number for number, _ in left):
-        said = ", ".join(f"{number:,} {why}" for number, why in left if number)
-        facts.append(("left out", f"of {account.records:,} records{drawn}: {said}"))
+    if left := dropped(account):
+        facts.append(("left out", f"of {account.records:,} records{drawn}: {', '.join(left)}"))
     facts.append(("trained", f"{share(account.trained_tokens, account.tokens)} of {count(account.tokens, 'token')}"))
     return facts
-
-
-def _packed(recipe: Recipe, tokens: Ints, capacity: int) -> str:
-    seed = recipe.train.seed if recipe.train.data_seed is None else recipe.train.data_seed
-    packs = pack(tokens, capacity, seed=seed)
-    return f"{count(len(packs), 'row')} of {capacity:,} tokens, {fill(packs, tokens, capacity):.1%} full"
 
 
 if __name__ == "__main__":

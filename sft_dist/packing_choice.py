@@ -8,8 +8,10 @@ from typing import Any, Literal
 import torch
 
 from sft_dist.attention import Way, text_config
+from sft_dist.data.arrangement import Arrangement
 from sft_dist.errors import UserError
 from sft_dist.packing_proof import prove
+from sft_dist.render.wording import count
 
 _KEY = "data.packing"
 
@@ -44,6 +46,12 @@ def packed_length(wanted: bool | Literal["required"], limit: int | None) -> int 
             f"{_KEY}: rows need a length, and neither the recipe nor the model has one; set train.max_length"
         )
     return limit if wanted else None
+
+
+def packed_line(arrangement: Arrangement) -> str:
+    """What packing comes to in an epoch, in a line for people."""
+    documents, rows = count(len(arrangement.rows(0).rows), "document"), count(len(arrangement), "row")
+    return f"{documents} in {rows} of {arrangement.capacity:,} tokens, {arrangement.fill():.1%} full"
 
 
 def _of_rank_0(way: Way | None) -> Way | None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from sft_dist import builtin_models
 from sft_dist.config import DataSection, Recipe
-from sft_dist.data.conversations import Account, conversations
+from sft_dist.data.account import Account
+from sft_dist.data.conversations import conversations
 from sft_dist.data.masking import IGNORE, Masker, Tokens
 from sft_dist.data.mixture_sources import key_of, sources_of, title_of
 from sft_dist.data.prepare import test_split_of

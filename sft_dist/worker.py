@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
+from sft_dist.data.account import summary_lines
 from sft_dist.data.arrangement import Arrangement, document_lengths
-from sft_dist.data.prepare import prepare
+from sft_dist.data.mixture import Mixture
+from sft_dist.data.prepare import TrainingRows, data_seed, prepare
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import load_template, stop_token_ids
 from sft_dist.data.tokenizer import load_tokenizer
@@ -21,7 +23,7 @@ from sft_dist.errors import UserError
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
 from sft_dist.metrics import LogFile, PlainLines, ProgressBar, count_weights
 from sft_dist.models import load_config, load_model, row_length, use_bf16
-from sft_dist.packing_choice import packed_length, packed_way
+from sft_dist.packing_choice import packed_length, packed_line, packed_way
 from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim
 from sft_dist.trainers.sft import SFTTrainer, World, sft_config
@@ -93,22 +95,15 @@ def _has_wandb_key() -> bool:
         return False
 
 
-def data_lines(train: Prepared, held_out: Prepared | None, template: ChatTemplate) -> list[str]:
+def data_lines(train: TrainingRows, held_out: Prepared | None, template: ChatTemplate) -> list[str]:
     """What the data came to, in lines for people."""
     lines = [f"template: {template.origin}"]
-    for name, part in (("train", train), ("held out", held_out)):
-        if part is None:
-            continue
-        a = part.account
-        notes = [f"{a.truncated} truncated"] if a.truncated else []
-        notes += [f"{len(a.bad)} bad skipped"] if a.bad else []
-        notes += [f"{len(a.untrained)} without a trained token dropped"] if a.untrained else []
-        lines.append(
-            f"{name}: {a.rows:,} rows of {a.records:,} records ({a.format}), {a.tokens:,} tokens, "
-            f"{a.trained_tokens:,} trained ({a.trained_tokens / max(a.tokens, 1):.0%})"
-            + "".join(f", {n}" for n in notes)
-        )
-        lines += [f"  skipped {where}" for where in a.bad]
+    several = len(train.parts) > 1
+    parts = [(f"train {name}" if several else "train", account) for name, account in train.parts.items()]
+    parts += [("held out", held_out.account)] if held_out is not None else []
+    for name, account in parts:
+        lines += summary_lines(name, account)
+        lines += [f"  skipped {where}" for where in account.bad]
     return lines
 
 
@@ -121,8 +116,12 @@ def plan_line(trainer: SFTTrainer) -> str:
     trained, frozen = count_weights(trainer.model)
     weights = f"{(trained + frozen) / 1e6:,.1f} M weights" + (f", {trained / 1e6:,.1f} M trained" if frozen else "")
     steps = f"micro-batches of {args.per_device_train_batch_size}, {args.gradient_accumulation_steps} accumulated"
-    length = count(args.max_steps, "step") if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    length = count(args.max_steps, "step") if args.max_steps > 0 else _epochs(args.num_train_epochs)
     return f"training: {where}, {'bf16' if args.bf16 else 'fp32'}, {weights}, {length} of {rows} rows ({steps})"
+
+
+def _epochs(number: float) -> str:
+    return "1 epoch" if number == 1 else f"{number:g} epochs"
 
 
 def _zero_stage(trainer: SFTTrainer) -> int:
@@ -145,17 +144,29 @@ def _trainer(recipe: Recipe, run: RunDir, world: World, path: str, tokenizer: Pr
 
 
 def _arrange(
-    trainer: SFTTrainer, recipe: Recipe, train: Prepared, limit: int | None, say: Callable[[str], None]
+    trainer: SFTTrainer, recipe: Recipe, train: TrainingRows, limit: int | None, say: Callable[[str], None]
 ) -> None:
     """Settle the rows: packed in the way that the loaded model proves exact, or one document each."""
     capacity = packed_length(recipe.data.packing, limit)
     way = packed_way(trainer.model, recipe.data.packing, trainer.args.bf16, say)
-    seed = recipe.train.seed if recipe.train.data_seed is None else recipe.train.data_seed
-    arrangement = Arrangement(document_lengths(train.rows), None if way is None else capacity, seed)
+    arrangement = Arrangement(
+        document_lengths(train.rows), None if way is None else capacity, data_seed(recipe), train.mixture
+    )
     if way is not None:
-        documents, rows = count(len(arrangement.lengths), "document"), count(len(arrangement), "row")
-        say(f"packed: {documents} in {rows} of {capacity:,} tokens, {arrangement.fill():.1%} full")
-    trainer.arrange(arrangement, way)
+        say(f"packed: {packed_line(arrangement)}")
+    if train.mixture is not None:
+        say(mixture_line(train, train.mixture))
+    trainer.arrange(arrangement, way, train.sources)
+
+
+def mixture_line(train: TrainingRows, mixture: Mixture) -> str:
+    """What a mixture comes to, in a line for people."""
+    read = mixture.source_epochs(0)
+    told = [
+        f"{name} {counted / len(mixture):.1%} ({counted:,} of {size:,} documents, {times:.2f} epochs)"
+        for name, counted, size, times in zip(train.parts, mixture.counts, mixture.sizes, read, strict=True)
+    ]
+    return f"mixture: {len(mixture):,} documents an epoch: {'; '.join(told)}"
 
 
 def _newest_checkpoint(recipe: Recipe, run: RunDir) -> str | None:

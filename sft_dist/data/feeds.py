@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sft_dist.data.sources import RawRecord, Source
+from sft_dist.data.files import RawRecord
+from sft_dist.data.sources import Source
 from sft_dist.errors import DataError
 
 # Records that are prepared together.

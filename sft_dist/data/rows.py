@@ -18,27 +18,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_dist.config import DataSection
-from sft_dist.data.conversations import Account, conversations
-from sft_dist.data.formats import Conversation, Fault, Turn, load_hook
+from sft_dist.data.account import Account, dropped
+from sft_dist.data.conversations import no_record
+from sft_dist.data.encoder import FAST, PLAIN, EncoderDiffers
+from sft_dist.data.formats import Conversation, Turn, load_hook
 from sft_dist.data.masking import Masker, Tokens
+from sft_dist.data.pool import BATCH, Blocks, processes
 from sft_dist.data.sources import Source, open_source
-from sft_dist.data.template import ChatTemplate, Rendered
+from sft_dist.data.template import ChatTemplate
+from sft_dist.data.work import Block, Merger, Work
 from sft_dist.errors import DataError
 from sft_dist.paths import cache_dir, locked
+from sft_dist.process import disk_is_full
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 # Raised whenever the same input would give other rows.
-CODE_VERSION = 1
-_BATCH = 512
+CODE_VERSION = 2
+# Settings of the recipe's `data` section that decide what becomes of a record.
+_DECIDING = {"format", "formatting", "max_bad_records", "truncation_mode", "min_response_length",
+             "max_response_length", "deduplicate"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A split ready for the trainer.
 
-    `rows` has the columns input_ids, labels (lists of int64), where and turns (the conversation as JSON).
+    `rows` has the columns input_ids, labels (lists of int32), where, turns (the conversation as JSON), digest (of the
+    conversation, 16 bytes), length and trained (tokens of the row, and those that the loss is taken over).
     """
 
     rows: Dataset
@@ -53,13 +61,25 @@ def turns_of(row: dict[str, Any]) -> Conversation:
 def rows_of(
     data: DataSection, template: ChatTemplate, max_length: int | None, split: str, key: str, limit: int | None = None
 ) -> Prepared:
+    """The rows of a split, from the cache or made now, of at most `limit` conversations.
+
+    `max_length` in tokens, None for no limit; `key` is the recipe key that messages name. Raises :class:`DataError`
+    for data that cannot be used, and :class:`UserError` where a process that prepares it dies.
+    """
     source = open_source(data, split, key)
-    masker = Masker(template.tokenizer, max_length)
-    folder = cache_dir() / "rows" / fingerprint(data, template, max_length, source, limit)
+    folder = _folder(data, template, max_length, source, limit)
     with locked(folder):
         if not folder.is_dir():
-            _build(folder, source, data, template, masker, limit)
+            _build(folder, source, data, template, max_length, limit)
     return _load(folder)
+
+
+def rows_in_cache(
+    data: DataSection, template: ChatTemplate, max_length: int | None, split: str, key: str, limit: int | None = None
+) -> Prepared | None:
+    """What `rows_of` would give, if it has been made before."""
+    folder = _folder(data, template, max_length, open_source(data, split, key), limit)
+    return _load(folder) if folder.is_dir() else None
 
 
 def tokenized(
@@ -69,29 +89,13 @@ def tokenized(
     data: DataSection,
     account: Account,
 ) -> Iterator[tuple[str, Conversation, Tokens]]:
-    """Rows of conversations, in order. A record in which nothing is trained is dropped and counted."""
-    while batch := list(itertools.islice(pairs, _BATCH)):
-        rendered = list(_rendered(batch, template, data, account))
-        rows = masker([r for _, _, r in rendered], raw=account.format == "text") if rendered else []
-        for (where, turns, _), row in zip(rendered, rows, strict=True):
-            if row.trained == 0:
-                account.untrained.append(where)
-                continue
-            account.rows += 1
-            account.truncated += row.truncated
-            account.tokens += len(row.input_ids)
-            account.trained_tokens += row.trained
-            yield where, turns, row
-
-
-def _rendered(
-    batch: list[tuple[str, Conversation]], template: ChatTemplate, data: DataSection, account: Account
-) -> Iterator[tuple[str, Conversation, Rendered]]:
-    for where, turns in batch:
-        try:
-            yield where, turns, template.render(turns)
-        except Fault as fault:
-            account.note_bad(f"{where}: {fault}", data.max_bad_records)
+    """Rows of conversations, in order, as they are prepared; what is left out is counted."""
+    work, merger = Work(data, template, masker), Merger(data, account)
+    while batch := list(itertools.islice(pairs, BATCH)):
+        block = work.finish(Block(form=account.format), [(i, *pair) for i, pair in enumerate(batch)])
+        rows, record = merger.add(block)
+        for row, number in zip(rows.to_pylist(), record.tolist(), strict=True):
+            yield row["where"], turns_of(row), Tokens(row["input_ids"], row["labels"], bool(block.truncated[number]))
 
 
 def fingerprint(
@@ -108,7 +112,7 @@ def fingerprint(
         "max_length": max_length,
         "limit": limit,
         "hook": _hook_source(data.formatting),
-        "data": data.model_dump(include={"format", "formatting", "max_bad_records"}),
+        "data": data.model_dump(include=_DECIDING),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -121,41 +125,86 @@ def _hook_source(path: str | None) -> str | None:
     return Path(module.__file__).read_text() if module.__file__ else path
 
 
-def _build(
-    folder: Path, source: Source, data: DataSection, template: ChatTemplate, masker: Masker, limit: int | None
-) -> None:
-    from datasets import Features, List, Value
-    from datasets.arrow_writer import ArrowWriter
+def _folder(
+    data: DataSection, template: ChatTemplate, max_length: int | None, source: Source, limit: int | None
+) -> Path:
+    return cache_dir() / "rows" / fingerprint(data, template, max_length, source, limit)
 
-    ints = List(Value("int64"))
-    features = Features({"input_ids": ints, "labels": ints, "where": Value("string"), "turns": Value("string")})
-    account = Account()
+
+def _build(
+    folder: Path, source: Source, data: DataSection, template: ChatTemplate, max_length: int | None, limit: int | None
+) -> None:
     # The lock is ours, so a folder of that name is what a killed process left.
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True, mode=0o700)
     try:
-        with ArrowWriter(features=features, path=str(unfinished / "rows.arrow"), writer_batch_size=_BATCH) as writer:
-            pairs = conversations(source, data, account, limit)
-            for where, turns, row in tokenized(pairs, template, masker, data, account):
-                text = json.dumps([(t.role, t.content) for t in turns], ensure_ascii=False)
-                writer.write({"input_ids": row.input_ids, "labels": row.labels, "where": where, "turns": text})
-            writer.finalize()
-    except BaseException:
+        unfinished.mkdir(parents=True, mode=0o700)
+        try:
+            account = _write(unfinished, source, data, template, Masker(template.tokenizer, max_length), limit)
+        except EncoderDiffers:
+            plain = Masker(template.tokenizer, max_length, fast=False)
+            account = _write(unfinished, source, data, template, plain, limit)
+            account.encoder = f"{PLAIN}, since {FAST} gave other ids"
+        if account.rows == 0:
+            raise DataError(f"data.dataset_name: {source.name}: {nothing_left(account)}")
+        (unfinished / "account.json").write_text(json.dumps(asdict(account)))
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if disk_is_full(error):
+            raise DataError(
+                f"{cache_dir()}: no space left on the device for the prepared rows ({error}); free some, or name "
+                "another folder in SFT_DIST_CACHE"
+            ) from error
         raise
-    if account.rows == 0:
-        shutil.rmtree(unfinished)
-        raise DataError(f"data.dataset_name: {source.name}: {nothing_left(account)}")
-    (unfinished / "account.json").write_text(json.dumps(asdict(account)))
     os.replace(unfinished, folder)
+
+
+def _write(
+    folder: Path, source: Source, data: DataSection, template: ChatTemplate, masker: Masker, limit: int | None
+) -> Account:
+    """Write the rows of a split into a folder and give the account of them."""
+    import pyarrow as pa
+
+    account = Account()
+    merger, work = Merger(data, account), Work(data, template, masker)
+    good = 0
+    with (
+        open(folder / "rows.arrow", "wb") as file,
+        pa.ipc.new_stream(file, _schema()) as writer,
+        Blocks(source.raw(), work, processes(data.dataset_num_proc), account.format) as blocks,
+    ):
+        for batch, block in blocks:
+            # The batch in which the limit is reached is done again up to it.
+            last = limit is not None and good + block.good >= limit
+            if limit is not None and last:
+                block = work(batch, account.format, limit - good)
+            good += block.good
+            rows, _ = merger.add(block)
+            if rows.num_rows:
+                writer.write_batch(rows)
+            if last:
+                break
+    if account.records == 0:
+        raise no_record(source)
+    account.encoder = masker.encoder_of(account.records)
+    return account
+
+
+def _schema() -> Any:
+    """The columns of the rows, with what `datasets` wants to know of them."""
+    from datasets import Features
+
+    from sft_dist.data.work import SCHEMA
+
+    return Features.from_arrow_schema(SCHEMA).arrow_schema
 
 
 def nothing_left(account: Account) -> str:
     """Why no row is left, with the mend."""
-    if account.untrained:
+    reasons = dropped(account)
+    if account.untrained_count and len(reasons) == 1:
         return "no record has a response within train.max_length; raise it"
-    return "no record is left; mend the data"
+    return f"no record is left ({', '.join(reasons)}); mend the data" if reasons else "no record is left; mend the data"
 
 
 def _load(folder: Path) -> Prepared:

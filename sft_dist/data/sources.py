@@ -1,38 +1,25 @@
 """Sources of records: hub data sets, local files and folders, and the built-in data set.
 
-A source yields :class:`RawRecord` one after the other, so that memory stays bounded by one record
-(one file for a JSON array). Each carries the place it came from, for messages.
+A source yields :class:`RawRecord` one after the other, so that memory stays bounded by one record.
+Each carries the place it came from, for messages.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
 import glob
-import gzip
 import hashlib
-import io
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
 from sft_dist.config import DataSection
 from sft_dist.data import python_docs
+from sft_dist.data.files import RawRecord, read_file
 from sft_dist.errors import DataError
 
 BUILT_IN = "python-docs"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".jsonl.gz", ".json.gz")
-
-
-@dataclass(frozen=True, slots=True)
-class RawRecord:
-    """One record as it stands in its source: `fields`, or the `fault` that kept it from being read."""
-
-    where: str
-    fields: dict[str, Any] | None
-    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +28,12 @@ class Source:
 
     name: str
     fingerprint: str
-    records: Callable[[], Iterator[RawRecord]]
+    raw: Callable[[], Iterator[RawRecord]]
+    """Records as they are read; lines of JSON are not parsed yet."""
+
+    def records(self) -> Iterator[RawRecord]:
+        """The records with their fields."""
+        return map(RawRecord.parsed, self.raw())
 
 
 def open_source(data: DataSection, split: str, key: str = "data.dataset_name") -> Source:
@@ -129,100 +121,13 @@ def _split_of(path: Path) -> str | None:
 def _files_source(files: list[Path], name: str) -> Source:
     def records() -> Iterator[RawRecord]:
         for file in files:
-            yield from _read_file(file)
+            yield from read_file(file)
 
     digest = hashlib.sha256()
     for file in files:
         stat = file.stat()
         digest.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return Source(name, digest.hexdigest(), records)
-
-
-def _read_file(file: Path) -> Iterator[RawRecord]:
-    name = file.name.lower()
-    try:
-        if name.endswith(".parquet"):
-            yield from _read_parquet(file)
-        elif name.endswith(".csv"):
-            yield from _read_csv(file)
-        else:
-            yield from _read_json(file)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-
-
-def _open_text(file: Path) -> TextIO:
-    if file.name.endswith(".gz"):
-        return io.TextIOWrapper(gzip.open(file, "rb"), encoding="utf-8-sig")
-    return open(file, encoding="utf-8-sig")
-
-
-def _read_json(file: Path) -> Iterator[RawRecord]:
-    """A JSON array of records, or one record a line, told apart by the first character."""
-    with _open_text(file) as text:
-        first = text.read(1)
-        while first and first.isspace():
-            first = text.read(1)
-        text.seek(0)
-        if first == "[":
-            yield from _read_array(file, text)
-        else:
-            yield from _read_lines(file, text)
-
-
-def _read_array(file: Path, text: TextIO) -> Iterator[RawRecord]:
-    try:
-        rows = json.load(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}:{error.lineno}: broken JSON: {error.msg} (column {error.colno}); mend it") from error
-    for number, row in enumerate(rows, 1):
-        yield _raw(f"{file}: record {number}", row)
-
-
-def _read_lines(file: Path, text: TextIO) -> Iterator[RawRecord]:
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            yield _raw(where, json.loads(line))
-        except json.JSONDecodeError as error:
-            yield RawRecord(where, None, f"broken JSON: {error.msg} (column {error.colno})")
-
-
-def _raw(where: str, row: Any) -> RawRecord:
-    if isinstance(row, dict):
-        return RawRecord(where, row)
-    return RawRecord(where, None, f"a record must be an object with columns, got {type(row).__name__}")
-
-
-def _read_csv(file: Path) -> Iterator[RawRecord]:
-    with open(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text, strict=True)
-        try:
-            for number, row in enumerate(reader, 1):
-                fields = {k: v for k, v in row.items() if k is not None}
-                fault = f"{len(row[None])} fields too many" if None in row else None
-                yield RawRecord(f"{file}: record {number}", None if fault else fields, fault)
-        except csv.Error as error:
-            raise DataError(f"{file}:{reader.line_num}: broken CSV: {error}; mend it") from error
-
-
-def _read_parquet(file: Path) -> Iterator[RawRecord]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(file)
-        number = 0
-        for batch in table.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield RawRecord(f"{file}: record {number}", row)
-    except pa.ArrowException as error:
-        raise DataError(f"{file}: broken Parquet: {str(error).splitlines()[0]}; write it anew") from error
 
 
 def _built_in_source(split: str, key: str) -> Source:

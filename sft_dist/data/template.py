@@ -17,6 +17,9 @@ template on its tokenizer, so that everything that reads the saved model later u
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +67,36 @@ class ChatTemplate:
         if turns[0].role == "text":
             return Rendered(turns[0].content, ((0, len(turns[0].content)),), append_eos=True)
         text = _apply(self.tokenizer, _messages(turns))
+        return self._located(turns, text, _apply(self.tokenizer, _messages(_marked(turns))))
+
+    def render_all(self, conversations: Sequence[Conversation]) -> list[Rendered | Fault]:
+        """`render` of each conversation, or the fault that it raised."""
+        if any(turns[0].role == "text" for turns in conversations):
+            return [self._rendered(turns) for turns in conversations]
+        try:
+            texts = _apply_all(self.tokenizer, [_messages(turns) for turns in conversations])
+            marked = _apply_all(self.tokenizer, [_messages(_marked(turns)) for turns in conversations])
+        except Fault:
+            # One by one, to find out which.
+            return [self._rendered(turns) for turns in conversations]
+        found: list[Rendered | Fault] = []
+        for turns, text, skeleton in zip(conversations, texts, marked, strict=True):
+            try:
+                found.append(self._located(turns, text, skeleton))
+            except Fault as fault:
+                found.append(fault)
+        return found
+
+    def _rendered(self, turns: Conversation) -> Rendered | Fault:
+        try:
+            return self.render(turns)
+        except Fault as fault:
+            return fault
+
+    def _located(self, turns: Conversation, text: str, marked: str) -> Rendered:
+        """Find the responses in `text`; `marked` is the same conversation with a placeholder for each of them."""
         responses = [t.content for t in turns if t.role == "assistant"]
-        literals = _literals(self.tokenizer, turns, len(responses))
+        literals = _literals(marked, len(responses))
         spans = []
         position = 0
         for number, response in enumerate(responses):
@@ -105,7 +136,7 @@ def load_template(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Chat
     try:
         asked = _apply(tokenizer, _messages(probe[:1]))
         prompt = _apply(tokenizer, _messages(probe[:1]), add_generation_prompt=True)
-        tail = _literals(tokenizer, probe, 1)[1]
+        tail = _literals(_apply(tokenizer, _messages(_marked(probe))), 1)[1]
     except Fault as fault:
         raise DataError(f"{_key(data)}: {fault}; give another template in data.chat_template_path") from fault
     opening = prompt[len(asked) :] if prompt.startswith(asked) else ""
@@ -173,26 +204,41 @@ def _messages(turns: Conversation) -> list[dict[str, str]]:
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> str:
+    with _refusals():
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+
+def _apply_all(tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, str]]]) -> list[str]:
+    if not conversations:
+        return []
+    with _refusals():
+        return list(map(str, tokenizer.apply_chat_template(conversations, tokenize=False)))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a template raises, as a fault of the record. Expressions in a template may fail as Python's do."""
     import jinja2
 
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        yield
     except jinja2.TemplateError as error:
         raise Fault(f"the chat template refuses it: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise Fault(f"the chat template fails on it: {type(error).__name__}: {error}") from error
 
 
-def _literals(tokenizer: PreTrainedTokenizerBase, turns: Conversation, responses: int) -> list[str]:
+def _marked(turns: Conversation) -> Conversation:
+    """The conversation with a placeholder for every response."""
+    number = itertools.count()
+    return tuple(Turn(t.role, _PLACEHOLDER.format(next(number))) if t.role == "assistant" else t for t in turns)
+
+
+def _literals(marked: str, responses: int) -> list[str]:
     """The template's own text before, between and after the responses: `responses` + 1 pieces."""
-    marks = [_PLACEHOLDER.format(i) for i in range(responses)]
-    marked, number = [], 0
-    for turn in turns:
-        if turn.role == "assistant":
-            turn = Turn(turn.role, marks[number])
-            number += 1
-        marked.append(turn)
-    rest, pieces = _apply(tokenizer, _messages(tuple(marked))), []
-    for mark in marks:
-        before, found, rest = rest.partition(mark)
+    rest, pieces = marked, []
+    for number in range(responses):
+        before, found, rest = rest.partition(_PLACEHOLDER.format(number))
         if not found:
             raise Fault("the chat template leaves out a response")
         pieces.append(before)

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sft_dist.config import DataSection
-from sft_dist.data.conversations import Account, conversations
+from sft_dist.data.account import Account
+from sft_dist.data.conversations import conversations
 from sft_dist.data.sources import RawRecord, open_source
 from sft_dist.errors import DataError
 
