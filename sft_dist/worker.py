@@ -6,16 +6,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
-from sft_dist.data.account import summary_lines
-from sft_dist.data.arrangement import Arrangement, document_lengths
-from sft_dist.data.mixture import Mixture
-from sft_dist.data.prepare import TrainingRows, data_seed, prepare
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import load_template, stop_token_ids
 from sft_dist.data.tokenizer import load_tokenizer
@@ -23,15 +20,13 @@ from sft_dist.errors import UserError
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
 from sft_dist.metrics import LogFile, PlainLines, ProgressBar, count_weights
 from sft_dist.models import load_config, load_model, row_length, use_bf16
-from sft_dist.packing_choice import packed_length, packed_line, packed_way
 from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim
 from sft_dist.trainers.sft import SFTTrainer, World, sft_config
+from sft_dist.training_data import arrange, arrange_stream, data_lines, prepared_rows, streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from sft_dist.data.template import ChatTemplate
 
 
 def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
@@ -52,18 +47,25 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
     config = load_config(path, recipe.model)
     limit = row_length(config, recipe.train.max_length)
     template = load_template(tokenizer, recipe.data)
-    train, held_out = prepare(recipe, template, limit)
+    train, held_out = prepared_rows(recipe, template, limit)
     for text in data_lines(train, held_out, template):
         say(text)
     trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out)
-    _arrange(trainer, recipe, train, limit, say)
-    trainer.model.generation_config.eos_token_id = stop_token_ids(template)
-    say(plan_line(trainer))
-    examination = Examination(trainer, recipe, template, held_out, limit, say)
-    # In this order: the bar begins when what comes before the first step is over.
-    trainer.add_callback(BeforeTraining(examination, run_dir))
-    trainer.add_callback(PlainLines() if trainer.args.disable_tqdm else ProgressBar())
-    trainer.train(resume_from_checkpoint=_newest_checkpoint(recipe, run_dir))
+    checkpoint = _newest_checkpoint(recipe, run_dir)
+    with ExitStack() as ending:
+        if recipe.data.streaming:
+            stream = arrange_stream(trainer, recipe, limit, world, checkpoint, ending, say)
+        else:
+            arrange(trainer, recipe, train, limit, say)
+        trainer.model.generation_config.eos_token_id = stop_token_ids(template)
+        say(plan_line(trainer))
+        examination = Examination(trainer, recipe, template, held_out, limit, say)
+        # In this order: the bar begins when what comes before the first step is over.
+        trainer.add_callback(BeforeTraining(examination, run_dir))
+        trainer.add_callback(PlainLines() if trainer.args.disable_tqdm else ProgressBar())
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if recipe.data.streaming:
+            train = streamed(recipe, stream)
     _save(trainer, run_dir, world)
     after = examination.take("after") if recipe.eval.enabled else None
     if world.is_main:
@@ -93,18 +95,6 @@ def _has_wandb_key() -> bool:
         return any("wandb" in host for host in netrc.netrc().hosts)
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def data_lines(train: TrainingRows, held_out: Prepared | None, template: ChatTemplate) -> list[str]:
-    """What the data came to, in lines for people."""
-    lines = [f"template: {template.origin}"]
-    several = len(train.parts) > 1
-    parts = [(f"train {name}" if several else "train", account) for name, account in train.parts.items()]
-    parts += [("held out", held_out.account)] if held_out is not None else []
-    for name, account in parts:
-        lines += summary_lines(name, account)
-        lines += [f"  skipped {where}" for where in account.bad]
-    return lines
 
 
 def plan_line(trainer: SFTTrainer) -> str:
@@ -141,32 +131,6 @@ def _trainer(recipe: Recipe, run: RunDir, world: World, path: str, tokenizer: Pr
     trainer.remove_callback(ProgressCallback if bar else PrinterCallback)
     trainer.add_callback(LogFile(run.metrics))
     return trainer
-
-
-def _arrange(
-    trainer: SFTTrainer, recipe: Recipe, train: TrainingRows, limit: int | None, say: Callable[[str], None]
-) -> None:
-    """Settle the rows: packed in the way that the loaded model proves exact, or one document each."""
-    capacity = packed_length(recipe.data.packing, limit)
-    way = packed_way(trainer.model, recipe.data.packing, trainer.args.bf16, say)
-    arrangement = Arrangement(
-        document_lengths(train.rows), None if way is None else capacity, data_seed(recipe), train.mixture
-    )
-    if way is not None:
-        say(f"packed: {packed_line(arrangement)}")
-    if train.mixture is not None:
-        say(mixture_line(train, train.mixture))
-    trainer.arrange(arrangement, way, train.sources)
-
-
-def mixture_line(train: TrainingRows, mixture: Mixture) -> str:
-    """What a mixture comes to, in a line for people."""
-    read = mixture.source_epochs(0)
-    told = [
-        f"{name} {counted / len(mixture):.1%} ({counted:,} of {size:,} documents, {times:.2f} epochs)"
-        for name, counted, size, times in zip(train.parts, mixture.counts, mixture.sizes, read, strict=True)
-    ]
-    return f"mixture: {len(mixture):,} documents an epoch: {'; '.join(told)}"
 
 
 def _newest_checkpoint(recipe: Recipe, run: RunDir) -> str | None:

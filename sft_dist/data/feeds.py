@@ -1,80 +1,90 @@
-"""The sources of a stream, each read again and again, and the choice of the source of each record."""
+"""The sources of a stream, each read again and again, and the choice of the source of each document."""
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from sft_dist.data.files import RawRecord
+from sft_dist.config import DataSection
+from sft_dist.data.account import Account
+from sft_dist.data.pool import Batch, batches
 from sft_dist.data.sources import Source
+from sft_dist.data.work import Merger, Work
 from sft_dist.errors import DataError
 
-# Records that are prepared together.
-BATCH = 512
+Document = dict[str, Any]
+# How often a source has been read through, the records read since up to the batch at hand, and the documents of that
+# batch that have been given.
+Place = tuple[int, int, int]
 
-Documents = list[dict[str, Any]]
-Prepare = Callable[[Sequence[RawRecord]], list[Documents]]
 
-
-class Draws(Protocol):
-    """The source of each record in turn, with a state that can be kept as JSON (see `sft_dist.data.mixture`)."""
+class Chooser(Protocol):
+    """The source of each document in turn, with a state that can be kept as JSON (see `mixture.Draws`)."""
 
     def __next__(self) -> int: ...
 
     @property
-    def state(self) -> Any: ...
+    def state(self) -> list[int]: ...
 
 
-@dataclass
 class Feed:
-    """The records of one source that have become documents, from a position on, without end.
+    """The documents of one source from a place on, without end.
 
-    `prepare` gives the documents of each of some records, none for a record that is left out. `epoch`, `records`: how
-    often the source has been read through, and the records read since, up to and with the one given last.
+    `account` is that of the pass at hand. Raises :class:`DataError` for bad records as a preparation does, and where a
+    whole pass gives no document.
     """
 
-    source: Source
-    prepare: Prepare
-    epoch: int = 0
-    records: int = 0
-    _ready: deque[tuple[int, int, Documents]] = field(default_factory=deque)
-
-    def __post_init__(self) -> None:
-        self._reading = (self.epoch, self.records)
-        self._raws: Iterator[RawRecord] = itertools.islice(self.source.records(), self.records, None)
-        self._fruitless = 0
-
-    def __next__(self) -> Documents:
-        while not self._ready:
+    def __init__(self, source: Source, data: DataSection, work: Work, place: Place = (0, 0, 0)) -> None:
+        self.source, self.data, self.work = source, data, work
+        self._epoch, self._records, self._taken = place
+        self._whole_pass = self._records == 0
+        self._merger = Merger(data, Account())
+        self._batches = batches(itertools.islice(source.raw(), self._records, None))
+        self._batch: Batch = []
+        self._ready: deque[Document] = deque()
+        if self._taken:
             self._fill()
-        self.epoch, self.records, documents = self._ready.popleft()
-        return documents
+            for _ in range(self._taken):
+                self._ready.popleft()
+
+    @property
+    def place(self) -> Place:
+        """Where the next document is; a feed that is made with it goes on here."""
+        return self._epoch, self._records, self._taken
+
+    @property
+    def account(self) -> Account:
+        return self._merger.account
+
+    def __next__(self) -> Document:
+        while not self._ready:
+            self._records, self._taken = self._records + len(self._batch), 0
+            self._fill()
+        self._taken += 1
+        return self._ready.popleft()
 
     def _fill(self) -> None:
-        epoch, read = self._reading
-        raws = list(itertools.islice(self._raws, BATCH))
-        if not raws:
-            self._begin_again(epoch, read)
+        self._batch = next(self._batches, [])
+        if not self._batch:
+            self._begin_again()
             return
-        prepared = self.prepare(raws)
-        self._ready.extend((epoch, read + n, documents) for n, documents in enumerate(prepared, 1) if documents)
-        self._fruitless = 0 if self._ready else self._fruitless + len(raws)
-        self._reading = (epoch, read + len(raws))
+        rows, _ = self._merger.add(self.work(self._batch, self.account.format))
+        self._ready.extend(rows.select(["input_ids", "labels"]).to_pylist())
 
-    def _begin_again(self, epoch: int, read: int) -> None:
-        if self._fruitless >= read:
+    def _begin_again(self) -> None:
+        if self._whole_pass and not self.account.rows:
             raise DataError(f"data.dataset_name: {self.source.name}: no record of it can be trained on; mend the data")
-        self._reading = (epoch + 1, 0)
-        self._raws = self.source.records()
+        self._epoch, self._records, self._whole_pass = self._epoch + 1, 0, True
+        self._merger = Merger(self.data, Account(format=self.account.format))
+        self._batches = batches(self.source.raw())
 
 
-def documents(feeds: Sequence[Feed], draws: Draws | None, count: int) -> Documents:
-    """The next documents of all sources, `count` of them or a few more, for a record's documents stay together."""
-    found: Documents = []
-    while len(found) < count:
-        number = next(draws) if draws is not None else 0
-        found += [{**document, "source": number} for document in next(feeds[number])]
+def documents(feeds: Sequence[Feed], chooser: Chooser | None, count: int) -> list[Document]:
+    """The next `count` documents of all sources, each with the number of its `source`."""
+    found = []
+    for _ in range(count):
+        number = 0 if chooser is None else next(chooser)
+        found.append({**next(feeds[number]), "source": number})
     return found

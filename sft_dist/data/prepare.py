@@ -94,10 +94,11 @@ def _joined(parts: Sequence[Prepared]) -> Prepared:
     from datasets import concatenate_datasets
 
     rows = concatenate_datasets([part.rows for part in parts])
-    return Prepared(rows, _summed([part.account for part in parts]))
+    return Prepared(rows, summed([part.account for part in parts]))
 
 
-def _summed(accounts: Sequence[Account]) -> Account:
+def summed(accounts: Sequence[Account]) -> Account:
+    """The account of several sources together."""
     held = [asdict(account) for account in accounts]
     found = {}
     for name, value in held[0].items():

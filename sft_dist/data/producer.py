@@ -15,9 +15,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sft_dist.config import Recipe
-from sft_dist.data.feeds import Documents, documents
+from sft_dist.data.feeds import Document, documents
 from sft_dist.data.stream import Folder, Layout, Position, write_whole
+from sft_dist.data.stream_sources import open_feeds
 from sft_dist.errors import EXIT_USER, UserError
 
 # Blocks that are made before they are wanted.
@@ -41,7 +44,7 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> Job:
         held = json.loads(path.read_text(encoding="utf-8"))
-        start = Position.read(json.dumps(held["start"]))
+        start = Position.of(held["start"])
         return cls(Path(held["recipe"]), held["limit"], Layout(**held["layout"]), start)
 
 
@@ -49,24 +52,20 @@ class Producer:
     """Makes blocks in their order, from a position on."""
 
     def __init__(self, folder: Folder, recipe: Recipe, limit: int | None, layout: Layout, start: Position) -> None:
-        from sft_dist.data.stream_sources import open_feeds
-
         self.folder = folder
         self.layout = layout
         self.position = _behind_what_is_there(folder, start)
         self.buffer = recipe.data.shuffle_buffer
-        self.feeds, self.draws, self.account = open_feeds(recipe, limit, self.position)
+        self.feeds, self.draws = open_feeds(recipe, limit, self.position)
 
     def make(self) -> None:
         """Make the next block, whole or not at all."""
-        import numpy as np
-
         held = documents(self.feeds, self.draws, self.buffer)
         rows = self.layout.rows(self.position.block, np.array([len(row["input_ids"]) for row in held]))
         after = Position(
             self.position.block + 1,
             self.position.row + len(rows),
-            tuple((feed.epoch, feed.records) for feed in self.feeds),
+            tuple(feed.place for feed in self.feeds),
             None if self.draws is None else self.draws.state,
         )
         target = self.folder.block(self.position.block)
@@ -74,7 +73,8 @@ class Producer:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         _write_rows(unfinished / "rows.arrow", held)
-        state = {"before": asdict(self.position), "after": asdict(after), "account": asdict(self.account)}
+        accounts = [asdict(feed.account) for feed in self.feeds]
+        state = {"before": asdict(self.position), "after": asdict(after), "accounts": accounts}
         (unfinished / "block.json").write_text(json.dumps(state), encoding="utf-8")
         os.replace(unfinished, target)
         self.position = after
@@ -98,10 +98,10 @@ def _behind_what_is_there(folder: Folder, start: Position) -> Position:
     if not there:
         return start
     held = json.loads((folder.block(there[-1]) / "block.json").read_text(encoding="utf-8"))
-    return Position.read(json.dumps(held["after"]))
+    return Position.of(held["after"])
 
 
-def _write_rows(path: Path, held: Documents) -> None:
+def _write_rows(path: Path, held: list[Document]) -> None:
     import pyarrow as pa
 
     ints = pa.list_(pa.int32())

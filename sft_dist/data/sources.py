@@ -146,7 +146,9 @@ def _hub_source(data: DataSection, split: str, key: str) -> Source:
 
     name = data.dataset_name
     try:
-        rows = datasets.load_dataset(name, data.dataset_config, split=split, revision=data.dataset_revision)
+        rows = datasets.load_dataset(
+            name, data.dataset_config, split=split, revision=data.dataset_revision, streaming=data.streaming
+        )
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(f"{key}: no data set {name!r} on the hub, or no right to read it (set HF_TOKEN)") from error
     except (ConnectionError, OSError) as error:
@@ -161,5 +163,6 @@ def _hub_source(data: DataSection, split: str, key: str) -> Source:
         for number, row in enumerate(rows, 1):
             yield RawRecord(f"{name}/{split}: record {number}", dict(row))
 
-    # `_fingerprint` is how `datasets` itself tells one version of a table from another.
-    return Source(f"{name}/{split}", str(rows._fingerprint), records)
+    # `_fingerprint` is how `datasets` itself tells one version of a table from another; a stream has none that lasts.
+    version = f"{name} {data.dataset_config} {data.dataset_revision}" if data.streaming else rows._fingerprint
+    return Source(f"{name}/{split}", str(version), records)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,23 +39,19 @@ _LAG = 64
 class Position:
     """Where a stream stands before a block: what a checkpoint keeps of it.
 
-    `row`: rows of all blocks before. `sources`: of each source the times it has been read through and the records read
-    since. `draws`: the state of the mixture's choice of sources.
+    `row`: rows of all blocks before. `sources`: the place in each source (see `feeds.Place`). `draws`: the state of
+    the choice among them.
     """
 
     block: int = 0
     row: int = 0
-    sources: tuple[tuple[int, int], ...] = ()
+    sources: tuple[tuple[int, int, int], ...] = ()
     draws: Any = None
 
     @classmethod
-    def read(cls, text: str) -> Position:
-        """The position that `write` wrote."""
-        held = json.loads(text)
-        return cls(held["block"], held["row"], tuple((epoch, n) for epoch, n in held["sources"]), held["draws"])
-
-    def write(self) -> str:
-        return json.dumps(asdict(self))
+    def of(cls, held: dict[str, Any]) -> Position:
+        """The position of which `dataclasses.asdict` made a JSON object."""
+        return cls(held["block"], held["row"], tuple((e, n, taken) for e, n, taken in held["sources"]), held["draws"])
 
 
 @dataclass(frozen=True)
@@ -103,13 +99,16 @@ class Folder:
 
 @dataclass
 class Block:
-    """A block on the disk: `before` is the position before it, `after` the one behind it."""
+    """A block on the disk: `before` is the position before it, `after` the one behind it.
+
+    `accounts`: of each source, for the pass at hand.
+    """
 
     rows: datasets.Dataset
     packs: Packs
     before: Position
     after: Position
-    account: dict[str, Any]
+    accounts: list[dict[str, Any]]
 
     @cached_property
     def row_lengths(self) -> Ints:
@@ -159,6 +158,10 @@ class Stream:
     def position_at(self, row: int) -> Position:
         """The position before the block that holds a row; of the rows that were read lately."""
         return max((p for p in self._positions.values() if p.row <= row), key=lambda p: p.row, default=self.start)
+
+    def accounts(self) -> list[dict[str, Any]]:
+        """The account of each source up to the block that was read last."""
+        return self._open[max(self._open)].accounts
 
     def forget_before(self, row: int) -> int:
         """Forget the positions that no row from `row` on needs. Returns the first block that is still wanted."""
@@ -222,8 +225,8 @@ def _read_block(folder: Path, layout: Layout) -> Block:
 
     held = json.loads((folder / "block.json").read_text(encoding="utf-8"))
     rows = datasets.Dataset.from_file(str(folder / "rows.arrow")).with_format("numpy")
-    before, after = Position.read(held["before"]), Position.read(held["after"])
-    return Block(rows, layout.rows(before.block, document_lengths(rows)), before, after, held["account"])
+    before, after = Position.of(held["before"]), Position.of(held["after"])
+    return Block(rows, layout.rows(before.block, document_lengths(rows)), before, after, held["accounts"])
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -51,7 +51,7 @@ class Saved:
                 f"data.dataset_name: the data are not those that {checkpoint} was trained on, so that its position in "
                 "them means nothing; bring them back, or start anew with output.overwrite=true"
             )
-        return cls(held["row"], Position.read(json.dumps(held["position"])), fingerprints)
+        return cls(held["row"], Position.of(held["position"]), fingerprints)
 
 
 class ProducerProcess:

@@ -7,13 +7,14 @@ of processes, how packed rows are fed, and the held-out loss, which must be a me
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import trl
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from transformers import EvalPrediction
 
@@ -23,6 +24,7 @@ from sft_dist.data.arrangement import Arrangement, DocumentRows, document_length
 from sft_dist.data.collate import Collator
 from sft_dist.data.masking import IGNORE
 from sft_dist.data.order import GlobalOrder, Row
+from sft_dist.data.stream import Stream, StreamOrder, StreamRows
 from sft_dist.errors import UserError
 from sft_dist.evaluation.perplexity import measure, row_nll
 from sft_dist.metrics import SourceLosses, Throughput, flops_per_token, mfu, peak_memory_bytes, perplexity
@@ -105,7 +107,7 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
                  tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:  # fmt: skip
         self.throughput = Throughput()
         self._rows = rows
-        self._arrangement: Arrangement | None = None
+        self._order: Callable[[], Sampler[Row]] | None = None
         self._way: Way | None = None
         self.by_source: SourceLosses | None = None
         self._sources: torch.Tensor | None = None
@@ -125,20 +127,43 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
 
         `sources`: the first document of each source by its name, where losses are told apart by source.
         """
-        self._arrangement, self._way = arrangement, way
-        self._flops = flops_per_token(self.model, self.model.config, float(arrangement.lengths.mean()))
-        self.data_collator = Collator(self.processing_class.pad_token_id, packed=way is not None)
+        self._order = lambda: GlobalOrder(arrangement, self.rows_per_step)
         borders = tuple(sources.values()) if sources else (0,)
-        self.train_dataset = DocumentRows(self._rows, len(arrangement), self.processing_class.pad_token_id, borders)
+        self.train_dataset: TorchDataset[Any] = DocumentRows(
+            self._rows, len(arrangement), self.processing_class.pad_token_id, borders
+        )
+        self._feed(way, float(arrangement.lengths.mean()), list(sources or ()))
+
+    def arrange_stream(
+        self, stream: Stream, way: Way | None, start_row: int, mean_length: float, sources: Sequence[str]
+    ) -> None:
+        """As `arrange`, for a stream of which the rows from `start_row` on are trained on.
+
+        `mean_length`: tokens of a document. `sources`: their names, where losses are told apart by source.
+        """
+        self._order = lambda: StreamOrder(stream, self.rows_per_step, start_row)
+        self.train_dataset = StreamRows(stream, self.processing_class.pad_token_id, bool(sources))
+        # The order begins where the checkpoint ended.
+        self.args.ignore_data_skip = True
+        self._feed(way, mean_length, sources)
+
+    def _feed(self, way: Way | None, mean_length: float, sources: Sequence[str]) -> None:
+        self._way = way
+        self._flops = flops_per_token(self.model, self.model.config, mean_length)
+        self.data_collator = Collator(self.processing_class.pad_token_id, packed=way is not None)
         if sources:
-            self.by_source = SourceLosses(list(sources), self.args.device)
+            self.by_source = SourceLosses(sources, self.args.device)
             self.model.register_forward_hook(self._count_sources)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Row]:
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a global batch."""
         args = self.args
-        assert self._arrangement is not None, "arrange() comes before train()"
-        rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return GlobalOrder(self._arrangement, rows_per_step)
+        return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Row]:
+        assert self._order is not None, "arrange() comes before train()"
+        return self._order()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As the base class; packed rows are fed in the way that was proven exact."""

@@ -149,7 +149,7 @@ def test_the_report_is_that_of_the_rows_of_a_run(tmp_path: Path) -> None:
     assert f"{report.at_limit:,} cut to the limit" in facts["rows"]
     tokens, _ = counted(_prepared(recipe))
     arrangement = Arrangement(tokens, 128, recipe.train.seed)
-    assert facts["packed"] == f"{len(arrangement)} rows of 128 tokens, {arrangement.fill():.1%} full"
+    assert facts["packed"] == f"45 documents in {len(arrangement)} rows of 128 tokens, {arrangement.fill():.1%} full"
     held_out = report_of(recipe, "test")
     assert held_out.rows == 7
     assert "packed" not in dict(held_out.source.facts)
