@@ -13,8 +13,10 @@ from sft_dist.attention import Way
 from sft_dist.config import Recipe
 from sft_dist.data.account import Account, summary_lines
 from sft_dist.data.arrangement import Arrangement, document_lengths
+from sft_dist.data.digests import overlap
 from sft_dist.data.mixture import Mixture
 from sft_dist.data.mixture_sources import sources_of
+from sft_dist.data.overlap import overlap_line
 from sft_dist.data.packing import fill
 from sft_dist.data.prepare import TrainingRows, data_seed, prepare, prepare_test, summed
 from sft_dist.data.rows import Prepared
@@ -53,6 +55,9 @@ def data_lines(train: TrainingRows, held_out: Prepared | None, template: ChatTem
     for name, account in parts:
         lines += summary_lines(name, account)
         lines += [f"  skipped {where}" for where in account.bad]
+    if held_out is not None and train.parts:
+        line = overlap_line(overlap(train.rows, held_out.rows), f"{len(held_out.rows):,} held-out rows")
+        lines += [f"held out: {line}"] if line else []
     return lines
 
 
