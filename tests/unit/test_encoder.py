@@ -43,6 +43,21 @@ class Wrong:
         return np.concatenate(rows).tobytes(), starts.tobytes()
 
 
+def test_a_text_that_it_refuses_is_given_to_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses bytes that the vocabulary lacks, and takes the rest of the batch with them."""
+
+    def refusing(texts: list[str]) -> None:
+        raise ValueError("byte 0xf1 has no token in vocabulary")
+
+    put_in_place(monkeypatch, after="never")
+    fast = FastEncoder(tiny.chat_tokenizer())
+    monkeypatch.setattr(fast._fast, "encode_batch_flat", refusing)
+    for ours, theirs in zip(fast(["a", "\U00040000"]), fast.plain(["a", "\U00040000"]), strict=True):
+        assert np.array_equal(ours, theirs)
+    monkeypatch.setattr(Wrong, "encode_batch_flat", lambda self, texts: refusing(texts))
+    assert choose(tiny.chat_tokenizer()).name == PLAIN
+
+
 @pytest.fixture
 def tokenizers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastokens", None)
