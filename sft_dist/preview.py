@@ -19,7 +19,7 @@ from sft_dist.data.account import Account
 from sft_dist.data.conversations import conversations
 from sft_dist.data.masking import IGNORE, Masker, Tokens
 from sft_dist.data.mixture_sources import key_of, sources_of, title_of
-from sft_dist.data.overlap import overlap_of_sources
+from sft_dist.data.overlap import MOST, overlap_of_sources
 from sft_dist.data.prepare import test_split_of
 from sft_dist.data.rows import nothing_left, tokenized
 from sft_dist.data.sources import open_source
@@ -87,8 +87,8 @@ def _check_overlap(recipe: Recipe) -> None:
         split: [(open_source(part.data, part.split, part.key), part.data) for part in _parts(recipe, split)]
         for split in ("train", "test")
     }
-    line = overlap_of_sources(opened["test"][0], opened["train"]).line()
-    print(f"test: {line}" if line else "test: no held-out record stands in the training data")
+    line = overlap_of_sources(opened["test"][0], opened["train"], SAMPLE if recipe.data.streaming else MOST).line()
+    print(f"test: {line}" if line else "test: no held-out record was found in the training data")
 
 
 def preview(recipe: Recipe, count: int, split: str, html: Path | None) -> None:

@@ -18,15 +18,21 @@ MOST = 200_000
 
 
 class Overlap(NamedTuple):
-    """`pairs`: (where held out, where trained on), of the `held_out` records looked at. `whole`: all were."""
+    """`pairs`: (where held out, where trained on), of the `held_out` records looked at.
+
+    `most` records of each source were read; `whole`: those were all.
+    """
 
     pairs: list[tuple[str, str]]
     held_out: int
     whole: bool
+    most: int
 
     def line(self) -> str | None:
         """What to say of it, or None where no record stands on both sides."""
-        of = f"{self.held_out:,} held-out records" + ("" if self.whole else f" (of the first {MOST:,} of each side)")
+        of = f"{self.held_out:,} held-out records" + (
+            "" if self.whole else f" (of the first {self.most:,} of each side)"
+        )
         return overlap_line(self.pairs, of)
 
 
@@ -60,7 +66,7 @@ def overlap_of_sources(
             if key in ours:
                 found.setdefault(ours[key], where)
         whole = whole and read < most
-    return Overlap(list(found.items()), count, whole)
+    return Overlap(list(found.items()), count, whole, most)
 
 
 def _digests(source: Source, data: DataSection, most: int) -> Iterator[tuple[bytes, str]]:

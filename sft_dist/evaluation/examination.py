@@ -127,6 +127,7 @@ def report(
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     summary = {
         "data": {"train": asdict(train.account), "held_out": asdict(held_out.account) if held_out else None},
+        "packing": trainer.packing,
         "steps": trainer.state.global_step,
         "final_loss": losses[-1] if losses else None,
         "before": asdict(first.measure) if first else None,

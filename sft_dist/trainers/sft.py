@@ -107,6 +107,7 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
                  tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:  # fmt: skip
         self.throughput = Throughput()
         self._rows = rows
+        self.packing: dict[str, Any] | None = None
         self._order: Callable[[], Sampler[Row]] | None = None
         self._way: Way | None = None
         self.by_source: SourceLosses | None = None
@@ -133,6 +134,9 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
             self._rows, len(arrangement), self.processing_class.pad_token_id, borders
         )
         self._feed(way, float(arrangement.lengths.mean()), list(sources or ()))
+        if way is not None:
+            self.packing = {"way": way.value, "capacity": arrangement.capacity, "rows": len(arrangement),
+                            "fill": arrangement.fill()}  # fmt: skip
 
     def arrange_stream(
         self, stream: Stream, way: Way | None, start_row: int, mean_length: float, sources: Sequence[str]

@@ -37,7 +37,10 @@ def test_packed_losses_are_equal_on_one_process_and_on_two(tmp_path: Path, archi
         worst = max(abs(a[key] - b[key]) / abs(a[key]) for a, b in zip(first, second, strict=True))
         assert worst < 1e-5, f"{key} differs by {worst:.1e}"
     # Every document once an epoch, and no padding among what is counted.
-    account = json.loads((one / "summary.json").read_text())["data"]["train"]
+    summary = json.loads((one / "summary.json").read_text())
+    account, packing = summary["data"]["train"], summary["packing"]
+    assert packing["capacity"] == 256 and 0.5 < packing["fill"] <= 1
+    assert packing["rows"] * 256 * packing["fill"] == pytest.approx(account["tokens"])
     assert first[-1]["num_tokens"] == second[-1]["num_tokens"] == 3 * account["tokens"]
     assert first[-1]["num_trained_tokens"] == 3 * account["trained_tokens"]
 
