@@ -147,15 +147,15 @@ class DataSection(Section):
     """Documents of a block, which are shuffled and packed together, under `data.streaming`."""
     truncation_mode: Literal["keep_start", "keep_end", "drop", "split"] = "keep_start"
     """What becomes of a row longer than `train.max_length`: its start or its end is kept, it is dropped, or, for plain
-    text, split into several rows."""
+    text, split into several rows; a conversation that would have to be split is refused."""
     min_response_length: PositiveInt | None = None
-    """Drop conversations with fewer trained tokens."""
+    """Drop conversations of which fewer tokens are trained, after `truncation_mode`."""
     max_response_length: PositiveInt | None = None
-    """Drop conversations with more trained tokens."""
+    """Drop conversations of which more tokens are trained, after `truncation_mode`."""
     deduplicate: bool = False
     """Drop conversations that are equal to an earlier one."""
     dataset_num_proc: PositiveInt | None = None
-    """Processes that prepare the data; unset: one per core."""
+    """Processes that prepare the data; unset: one per core, at most 32. The rows do not depend on it."""
     max_bad_records: NonNegativeInt = 0
     """Records with faults that are skipped, counted and named before the run refuses the data."""
     max_train_records: PositiveInt | None = None
@@ -168,7 +168,7 @@ class TrainSection(Section):
     """Optimisation, under the names of TRL's `SFTConfig`."""
 
     max_length: Annotated[int, Field(ge=2)] | None = 1024
-    """Longest row in tokens; longer ones are cut on the right. Unset: the model's own limit."""
+    """Longest row in tokens; longer ones: see `data.truncation_mode`. Unset: the model's own limit."""
     per_device_train_batch_size: PositiveInt = 8
     """Rows per process and micro-batch."""
     per_device_eval_batch_size: PositiveInt = 8

@@ -88,6 +88,8 @@ def summary_lines(name: str, account: Account) -> list[str]:
     notes += [f"{account.split:,} split into several rows"] if account.split else []
     left_out = dropped(account)
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
+    # The names alone are of no interest to people, for the ids are the same.
+    notes += [f"ids by {account.encoder}"] if " " in account.encoder else []
     if notes:
         lines.append(f"  {'; '.join(notes)}")
     return lines

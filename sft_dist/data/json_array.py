@@ -11,6 +11,7 @@ CHUNK = 1 << 20  # characters
 # A number, a literal or an escape that the end of a chunk cuts in two is complained of so far before that end.
 _NEAR_END = 16
 _SPACE = re.compile(r"[ \t\n\r]*")
+_AFTER = re.compile(r"[ \t\n\r,\]]")  # what comes behind an element
 
 
 class BrokenArray(Exception):
@@ -74,7 +75,9 @@ class _Reader:
                 raise self.broken("nested too deeply", self.at) from error
             except ValueError as error:  # a number of thousands of digits
                 raise self.broken(str(error), self.at) from error
-            if end < len(self.window) or not self.more():
+            # Of a number, the first digits are a number, too.
+            whole = _AFTER.match(self.window, end) or end < len(self.window) - _NEAR_END
+            if whole or not self.more():
                 self.at = end
                 return value
 

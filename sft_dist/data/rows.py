@@ -28,7 +28,7 @@ from sft_dist.data.sources import Source, open_source
 from sft_dist.data.template import ChatTemplate
 from sft_dist.data.work import Block, Merger, Work
 from sft_dist.errors import DataError
-from sft_dist.paths import cache_dir, locked
+from sft_dist.paths import cache_dir, locked, locked_if_free
 from sft_dist.process import disk_is_full
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 # Raised whenever the same input would give other rows.
 CODE_VERSION = 2
+_UNFINISHED = ".unfinished"
 # Settings of the recipe's `data` section that decide what becomes of a record.
 _DECIDING = {"format", "formatting", "max_bad_records", "truncation_mode", "min_response_length",
              "max_response_length", "deduplicate"}  # fmt: skip
@@ -135,8 +136,9 @@ def _build(
     folder: Path, source: Source, data: DataSection, template: ChatTemplate, max_length: int | None, limit: int | None
 ) -> None:
     # The lock is ours, so a folder of that name is what a killed process left.
-    unfinished = folder.with_name(folder.name + ".unfinished")
+    unfinished = folder.with_name(folder.name + _UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
+    _sweep(folder.parent)
     try:
         unfinished.mkdir(parents=True, mode=0o700)
         try:
@@ -157,6 +159,14 @@ def _build(
             ) from error
         raise
     os.replace(unfinished, folder)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what killed preparations of other rows have left, which nobody may ask for again."""
+    for left in cache.glob(f"*{_UNFINISHED}"):
+        with locked_if_free(left.with_name(left.name.removesuffix(_UNFINISHED))) as ours:
+            if ours:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _write(

@@ -34,3 +34,22 @@ def test_a_full_disk_is_one_line(tmp_path: Path, room: str) -> None:
     if room != "4k":
         json.loads((kept / "environment.json").read_text())
         assert (kept / "metrics.jsonl").exists()
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
+def test_a_disk_too_small_for_the_prepared_rows_is_one_line(tmp_path: Path) -> None:
+    """The cache is on a disk with room for a part of the rows; nothing of them is left there."""
+    recipe = small_recipe(tmp_path, tiny.save_model(tmp_path / "base"), records=4000)
+    cache = tmp_path / "small"
+    cache.mkdir()
+    words = [sys.executable, "-m", "sft_dist", str(recipe), "parallel.processes=1", "train.report_to=none"]
+    script = f'mount -t tmpfs -o size=500k disk {cache} && "$@"; code=$?; cp -r {cache} {tmp_path}/kept; exit $code'
+    done = command(
+        tmp_path, "unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", *words, SFT_DIST_CACHE=str(cache)
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    faults = [line for line in done.stderr.splitlines() if line.startswith("sft-dist: ")]
+    assert len(faults) == 1, done.stderr
+    assert faults[0].startswith(f"sft-dist: {cache}: no space left on the device for the prepared rows")
+    assert "SFT_DIST_CACHE" in faults[0] and "Traceback" not in done.stderr
+    assert [file for file in (tmp_path / "kept" / "rows").iterdir() if file.suffix != ".lock"] == []

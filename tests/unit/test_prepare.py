@@ -15,6 +15,7 @@ from sft_dist.data.prepare import prepare
 from sft_dist.data.rows import turns_of
 from sft_dist.data.template import load_template
 from sft_dist.errors import DataError
+from sft_dist.paths import locked
 from tests import tiny
 from tests.recipes import write_conversations
 
@@ -90,6 +91,18 @@ def test_what_a_killed_preparation_left_is_not_taken_for_whole(tmp_path: Path, m
     train, _ = prepared(recipe)
     assert len(train.rows) == 5
     assert not list((tmp_path / "cache" / "rows").glob("*.unfinished"))
+
+
+def test_what_killed_preparations_of_other_rows_left_is_removed_and_what_goes_on_is_not(tmp_path: Path) -> None:
+    rows = tmp_path / "cache" / "rows"
+    left, underway = rows / "left.unfinished", rows / "underway.unfinished"
+    for folder in (left, underway):
+        folder.mkdir(parents=True)
+        (folder / "rows.arrow").write_bytes(b"x")
+    with locked(rows / "underway"):
+        prepared(recipe_for(write_conversations(tmp_path / "a.jsonl", 5)))
+    assert not left.exists()
+    assert underway.exists()
 
 
 def _prepare_and_count(file: Path, results: Any) -> None:
