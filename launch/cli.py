@@ -51,25 +51,23 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _preview(options: argparse.Namespace) -> int:
-    from launch import recipe_files
-    from sft_dist.recipe import load_recipe
-
-    file = recipe_files.find(options.recipe)
-    load_recipe(file, options.overrides)
     words = ["--records", str(options.records), "--split", options.split]
-    words += ["--html", options.html] if options.html else []
-    return _module("sft_dist.preview", *words, str(file), *options.overrides)
+    return _look_at_data("sft_dist.preview", options, *words, *(["--html", options.html] if options.html else []))
 
 
 def _lengths(options: argparse.Namespace) -> int:
+    words = ["--split", options.split]
+    return _look_at_data("sft_dist.lengths", options, *words, *(["--image", options.image] if options.image else []))
+
+
+def _look_at_data(module: str, options: argparse.Namespace, *words: str) -> int:
+    """Run a module on a recipe that is known to be sound."""
     from launch import recipe_files
     from sft_dist.recipe import load_recipe
 
     file = recipe_files.find(options.recipe)
     load_recipe(file, options.overrides)
-    words = ["--split", options.split]
-    words += ["--image", options.image] if options.image else []
-    return _module("sft_dist.lengths", *words, str(file), *options.overrides)
+    return _module(module, *words, str(file), *options.overrides)
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -12,8 +12,7 @@ import numpy as np
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
 from sft_dist.data.account import Account, dropped
-from sft_dist.data.arrangement import Arrangement
-from sft_dist.data.masking import IGNORE
+from sft_dist.data.arrangement import Arrangement, document_lengths
 from sft_dist.data.mixture_sources import title_of
 from sft_dist.data.packing import Ints
 from sft_dist.data.prepare import TrainingRows, data_seed, prepare
@@ -31,8 +30,6 @@ from sft_dist.rundir import write_text
 
 if TYPE_CHECKING:
     import datasets
-
-_BATCH = 10_000  # rows that are in memory at a time
 
 
 def main(words: list[str]) -> int:
@@ -81,17 +78,8 @@ def report_of(recipe: Recipe, split: str) -> LengthReport:
 
 
 def counted(rows: datasets.Dataset) -> tuple[Ints, Ints]:
-    """Tokens and trained tokens of each row, (rows,) each, counted in Arrow's memory."""
-    import pyarrow.compute as pc
-
-    tokens, trained = [], []
-    for batch in rows.select_columns(["input_ids", "labels"]).with_format("arrow").iter(batch_size=_BATCH):
-        tokens.append(pc.list_value_length(batch["input_ids"]).to_numpy())
-        labels = batch["labels"].combine_chunks()
-        learnt = np.concatenate([np.zeros(1, np.int64), np.cumsum(pc.list_flatten(labels).to_numpy() != IGNORE)])
-        ends = np.cumsum(pc.list_value_length(labels).to_numpy(zero_copy_only=False))
-        trained.append(np.diff(learnt[ends], prepend=0))
-    return np.concatenate(tokens).astype(np.int64), np.concatenate(trained).astype(np.int64)
+    """Tokens and trained tokens of each prepared row, (rows,) each."""
+    return document_lengths(rows), np.asarray(rows.with_format("numpy")["trained"][:], dtype=np.int64)
 
 
 def _facts(recipe: Recipe, part: Prepared) -> list[tuple[str, str]]:

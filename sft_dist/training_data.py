@@ -18,7 +18,7 @@ from sft_dist.data.mixture import Mixture
 from sft_dist.data.mixture_sources import sources_of
 from sft_dist.data.overlap import overlap_line
 from sft_dist.data.packing import fill
-from sft_dist.data.prepare import TrainingRows, data_seed, prepare, prepare_test, summed
+from sft_dist.data.prepare import TrainingRows, data_seed, prepare, prepare_test
 from sft_dist.data.rows import Prepared
 from sft_dist.data.stream import Layout, Position, Stream
 from sft_dist.data.stream_sources import stream_sources
@@ -106,13 +106,6 @@ def arrange_stream(
     trainer.arrange_stream(stream, way, saved.row, float(lengths.mean()), names)
     trainer.add_callback(StreamKeeper(trainer, saved, stream))
     return stream
-
-
-def streamed(recipe: Recipe, stream: Stream) -> TrainingRows:
-    """The account of a stream as far as it was read, in place of that of rows that were prepared beforehand."""
-    accounts = [Account(**held) for held in stream.accounts()]
-    names = list(sources_of(recipe.data))
-    return TrainingRows(None, summed(accounts), dict(zip(names, accounts, strict=True)))
 
 
 def _packing(trainer: SFTTrainer, recipe: Recipe, limit: int | None, say: Say) -> tuple[int | None, Way | None]:

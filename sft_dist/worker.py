@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
+from sft_dist.data.prepare import summed
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import load_template, stop_token_ids
 from sft_dist.data.tokenizer import load_tokenizer
@@ -23,7 +24,7 @@ from sft_dist.models import load_config, load_model, row_length, use_bf16
 from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim
 from sft_dist.trainers.sft import SFTTrainer, World, sft_config
-from sft_dist.training_data import arrange, arrange_stream, data_lines, prepared_rows, streamed
+from sft_dist.training_data import arrange, arrange_stream, data_lines, prepared_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,8 +49,8 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
     limit = row_length(config, recipe.train.max_length)
     template = load_template(tokenizer, recipe.data)
     train, held_out = prepared_rows(recipe, template, limit)
-    for text in data_lines(train, held_out, template):
-        say(text)
+    if world.is_main:
+        print(*data_lines(train, held_out, template), sep="\n")
     trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out)
     checkpoint = _newest_checkpoint(recipe, run_dir)
     with ExitStack() as ending:
@@ -64,12 +65,11 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
         trainer.add_callback(BeforeTraining(examination, run_dir))
         trainer.add_callback(PlainLines() if trainer.args.disable_tqdm else ProgressBar())
         trainer.train(resume_from_checkpoint=checkpoint)
-        if recipe.data.streaming:
-            train = streamed(recipe, stream)
+        account = summed(stream.accounts()) if recipe.data.streaming else train.account
     _save(trainer, run_dir, world)
     after = examination.take("after") if recipe.eval.enabled else None
     if world.is_main:
-        report(recipe, run_dir, examination, train, after, time.perf_counter() - began)
+        report(recipe, run_dir, examination, account, after, time.perf_counter() - began)
 
 
 def _silent(_: str) -> None:

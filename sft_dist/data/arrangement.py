@@ -45,6 +45,9 @@ class Arrangement:
         self.seed = seed
         self.mixture = mixture
         self.rows = functools.lru_cache(maxsize=1)(self._rows)
+        # Of passes that are over only the number of rows is asked.
+        self._packed_pass = functools.lru_cache(maxsize=2)(self._pack_pass)
+        self._rows_of_pass = functools.cache(lambda number: len(self._packed_pass(number)))
 
     def __len__(self) -> int:
         """Rows of an epoch."""
@@ -53,7 +56,7 @@ class Arrangement:
     @functools.cached_property
     def _count(self) -> int:
         if self.mixture is not None and self.capacity is not None:
-            return len(self._packed_pass(0))
+            return self._rows_of_pass(0)
         return len(self.rows(0))
 
     def fill(self) -> float:
@@ -64,11 +67,11 @@ class Arrangement:
         if self.capacity is None:
             return alone(self._permuted(epoch) if self.mixture is None else self.mixture.documents(epoch))
         if self.mixture is None:
-            return _reordered(self._all_packed, _generator(self.seed, epoch))
+            return _reordered(self._all_packed, generator(self.seed, epoch))
         return self._slice_of_passes(epoch)
 
     def _permuted(self, epoch: int) -> Ints:
-        return _generator(self.seed, epoch).permutation(len(self.lengths))
+        return generator(self.seed, epoch).permutation(len(self.lengths))
 
     @functools.cached_property
     def _all_packed(self) -> Packs:
@@ -76,14 +79,14 @@ class Arrangement:
         assert self.capacity is not None
         return pack(self.lengths, self.capacity, seed=self.seed)
 
-    def _packed_pass(self, number: int) -> Packs:
+    def _pack_pass(self, number: int) -> Packs:
         """One pass of the mixture, packed buffer by buffer, so that proportions hold within an epoch."""
         assert self.capacity is not None and self.mixture is not None
         documents = self.mixture.documents(number)
         pieces = []
         for start in range(0, len(documents), MIXTURE_BUFFER):
             here = documents[start : start + MIXTURE_BUFFER]
-            packs = pack(self.lengths[here], self.capacity, seed=_seed(self.seed, number, start))
+            packs = pack(self.lengths[here], self.capacity, seed=derived_seed(self.seed, number, start))
             pieces.append(Packs(here[packs.rows], packs.starts))
         return joined(pieces)
 
@@ -96,10 +99,10 @@ class Arrangement:
         pieces: list[Packs] = []
         end = number = 0
         while end < stop:
-            packs = self._packed_pass(number)
-            begin, end, number = end, end + len(packs), number + 1
+            begin, end = end, end + self._rows_of_pass(number)
             if end > start:
-                pieces.append(part(packs, max(start - begin, 0), min(stop - begin, len(packs))))
+                pieces.append(part(self._packed_pass(number), max(start - begin, 0), min(stop, end) - begin))
+            number += 1
         return joined(pieces)
 
 
@@ -126,28 +129,32 @@ def row_lengths(packs: Packs, lengths: Ints) -> Ints:
     return np.add.reduceat(lengths[packs.rows], packs.starts[:-1]) if len(packs) else np.empty(0, np.int64)
 
 
-def _reordered(packs: Packs, generator: np.random.Generator) -> Packs:
-    order = generator.permutation(len(packs))
+def _reordered(packs: Packs, chance: np.random.Generator) -> Packs:
+    order = chance.permutation(len(packs))
     sizes = np.diff(packs.starts)[order]
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
     places = np.repeat(packs.starts[:-1][order] - starts[:-1], sizes) + np.arange(starts[-1])
     return Packs(packs.rows[places], starts)
 
 
-def _generator(seed: int, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64([seed, epoch]))
+def generator(*parts: int) -> np.random.Generator:
+    """The source of chance of an epoch or a block: a seed, and the numbers that tell it from the others."""
+    return np.random.Generator(np.random.PCG64(parts))
 
 
-def _seed(*parts: int) -> int:
+def derived_seed(*parts: int) -> int:
+    """A seed of its own for each sequence of numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
 def document_lengths(rows: datasets.Dataset) -> Ints:
-    """Tokens of each document, read from the column's offsets: whole rows would be decoded for nothing."""
-    import pyarrow.compute as pc
+    """Tokens of each prepared document, (documents,)."""
+    return np.asarray(rows.with_format("numpy")["length"][:], dtype=np.int64)
 
-    counted = pc.list_value_length(rows.with_format("arrow")["input_ids"][:])
-    return np.asarray(counted.to_numpy(), dtype=np.int64)
+
+def filler_document(token: int, has_source: bool) -> dict[str, Any]:
+    """The document of a filler row: one token, which is not trained."""
+    return {"input_ids": [token], "labels": [IGNORE], **({"source": 0} if has_source else {})}
 
 
 class DocumentRows(Dataset[list[dict[str, Any]]]):
@@ -161,7 +168,7 @@ class DocumentRows(Dataset[list[dict[str, Any]]]):
         self.rows = rows.select_columns(["input_ids", "labels"]).with_format("numpy")
         self.count = count
         self.borders = np.asarray(borders)
-        self.filler = {"input_ids": [filler_token], "labels": [IGNORE], **self._source(0)}
+        self.filler = filler_document(filler_token, has_source=len(borders) > 1)
 
     def __len__(self) -> int:
         return self.count

@@ -5,32 +5,24 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+
+import pyarrow as pa
 
 from sft_dist.config import DataSection
 from sft_dist.data.account import Account
+from sft_dist.data.mixture import Draws
 from sft_dist.data.pool import Batch, batches
 from sft_dist.data.sources import Source
 from sft_dist.data.work import Merger, Work
 from sft_dist.errors import DataError
 
-Document = dict[str, Any]
 # How often a source has been read through, the records read since up to the batch at hand, and the documents of that
 # batch that have been given.
 Place = tuple[int, int, int]
 
 
-class Chooser(Protocol):
-    """The source of each document in turn, with a state that can be kept as JSON (see `mixture.Draws`)."""
-
-    def __next__(self) -> int: ...
-
-    @property
-    def state(self) -> list[int]: ...
-
-
 class Feed:
-    """The documents of one source from a place on, without end.
+    """The documents of one source from a place on, without end, each a batch of one row.
 
     `account` is that of the pass at hand. Raises :class:`DataError` for bad records as a preparation does, and where a
     whole pass gives no document.
@@ -43,7 +35,7 @@ class Feed:
         self._merger = Merger(data, Account())
         self._batches = batches(itertools.islice(source.raw(), self._records, None))
         self._batch: Batch = []
-        self._ready: deque[Document] = deque()
+        self._ready: deque[pa.RecordBatch] = deque()
         if self._taken:
             self._fill()
             for _ in range(self._taken):
@@ -58,7 +50,7 @@ class Feed:
     def account(self) -> Account:
         return self._merger.account
 
-    def __next__(self) -> Document:
+    def __next__(self) -> pa.RecordBatch:
         while not self._ready:
             self._records, self._taken = self._records + len(self._batch), 0
             self._fill()
@@ -71,7 +63,8 @@ class Feed:
             self._begin_again()
             return
         rows, _ = self._merger.add(self.work(self._batch, self.account.format))
-        self._ready.extend(rows.select(["input_ids", "labels"]).to_pylist())
+        rows = rows.select(["input_ids", "labels", "length"])
+        self._ready.extend(rows.slice(number, 1) for number in range(rows.num_rows))
 
     def _begin_again(self) -> None:
         if self._whole_pass and not self.account.rows:
@@ -81,10 +74,8 @@ class Feed:
         self._batches = batches(self.source.raw())
 
 
-def documents(feeds: Sequence[Feed], chooser: Chooser | None, count: int) -> list[Document]:
-    """The next `count` documents of all sources, each with the number of its `source`."""
-    found = []
-    for _ in range(count):
-        number = 0 if chooser is None else next(chooser)
-        found.append({**next(feeds[number]), "source": number})
-    return found
+def documents(feeds: Sequence[Feed], draws: Draws | None, count: int) -> pa.Table:
+    """The next `count` documents of all sources: input_ids, labels, length, and the number of the `source`."""
+    sources = [0 if draws is None else next(draws) for _ in range(count)]
+    table = pa.Table.from_batches([next(feeds[number]) for number in sources])
+    return table.append_column("source", pa.array(sources, pa.int32())).combine_chunks()

@@ -7,6 +7,7 @@ plain text. A record that cannot become one raises :class:`Fault`, which says wh
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,18 @@ class Turn:
 
 
 Conversation = tuple[Turn, ...]
+
+
+def to_json(turns: Conversation) -> str:
+    """A conversation as it is kept beside its row, and by which equal ones are known."""
+    return json.dumps([(turn.role, turn.content) for turn in turns], ensure_ascii=False)
+
+
+def from_json(text: str) -> Conversation:
+    """The conversation that `to_json` wrote."""
+    return tuple(Turn(role, content) for role, content in json.loads(text))
+
+
 Record = Mapping[str, Any]
 
 

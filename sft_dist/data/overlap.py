@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from sft_dist.config import DataSection
 from sft_dist.data.account import Account
 from sft_dist.data.conversations import conversations
 from sft_dist.data.digests import digest
+from sft_dist.data.formats import to_json
 from sft_dist.data.sources import Source
 
 # Records of each side that are read; a look at more would take minutes.
@@ -72,4 +72,4 @@ def overlap_of_sources(
 def _digests(source: Source, data: DataSection, most: int) -> Iterator[tuple[bytes, str]]:
     tolerant = data.model_copy(update={"max_bad_records": 2**62})
     for where, turns in itertools.islice(conversations(source, tolerant, Account()), most):
-        yield digest(json.dumps([(t.role, t.content) for t in turns], ensure_ascii=False)), where
+        yield digest(to_json(turns)), where

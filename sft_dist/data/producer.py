@@ -16,12 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from sft_dist.config import Recipe
-from sft_dist.data.feeds import Document, documents
-from sft_dist.data.stream import Folder, Layout, Position, write_whole
+from sft_dist.data.feeds import documents
+from sft_dist.data.stream import Folder, Layout, Position
 from sft_dist.data.stream_sources import open_feeds
 from sft_dist.errors import EXIT_USER, UserError
+from sft_dist.recipe import load_recipe
+from sft_dist.rundir import write_text
 
 # Blocks that are made before they are wanted.
 _AHEAD = 2
@@ -39,7 +42,7 @@ class Job:
 
     def write(self, path: Path) -> None:
         held = {"recipe": str(self.recipe), "limit": self.limit, "layout": asdict(self.layout)}
-        write_whole(path, json.dumps(held | {"start": asdict(self.start)}))
+        write_text(path, json.dumps(held | {"start": asdict(self.start)}))
 
     @classmethod
     def read(cls, path: Path) -> Job:
@@ -61,7 +64,7 @@ class Producer:
     def make(self) -> None:
         """Make the next block, whole or not at all."""
         held = documents(self.feeds, self.draws, self.buffer)
-        rows = self.layout.rows(self.position.block, np.array([len(row["input_ids"]) for row in held]))
+        rows = self.layout.rows(self.position.block, held["length"].to_numpy().astype(np.int64))
         after = Position(
             self.position.block + 1,
             self.position.row + len(rows),
@@ -101,12 +104,7 @@ def _behind_what_is_there(folder: Folder, start: Position) -> Position:
     return Position.of(held["after"])
 
 
-def _write_rows(path: Path, held: list[Document]) -> None:
-    import pyarrow as pa
-
-    ints = pa.list_(pa.int32())
-    columns = {name: pa.array([row[name] for row in held], ints) for name in ("input_ids", "labels")}
-    table = pa.table({**columns, "source": pa.array([row["source"] for row in held], pa.int32())})
+def _write_rows(path: Path, table: pa.Table) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
 
@@ -121,18 +119,16 @@ def _end_with_parent() -> None:
 
 def main(words: Sequence[str]) -> int:
     """Produce until the parent ends. An error the user can mend is written for all ranks to find."""
-    from sft_dist.recipe import load_recipe
-
     _end_with_parent()
     folder = Folder(Path(words[0]))
     try:
         job = Job.read(folder.job)
         Producer(folder, load_recipe(job.recipe), job.limit, job.layout, job.start).keep_up()
     except UserError as error:
-        write_whole(folder.error, str(error))
+        write_text(folder.error, str(error))
         return EXIT_USER
     except OSError as error:
-        write_whole(folder.error, f"data.streaming: {folder.root}: {error.strerror or error}; free some space, or set "
+        write_text(folder.error, f"data.streaming: {folder.root}: {error.strerror or error}; free some space, or set "
                     "SFT_DIST_CACHE to a larger disk")  # fmt: skip
         return EXIT_USER
     return 0

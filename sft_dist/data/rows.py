@@ -21,7 +21,7 @@ from sft_dist.config import DataSection
 from sft_dist.data.account import Account, dropped
 from sft_dist.data.conversations import no_record
 from sft_dist.data.encoder import FAST, PLAIN, EncoderDiffers
-from sft_dist.data.formats import Conversation, Turn, load_hook
+from sft_dist.data.formats import Conversation, from_json, load_hook
 from sft_dist.data.masking import Masker, Tokens
 from sft_dist.data.pool import BATCH, Blocks, processes
 from sft_dist.data.sources import Source, open_source
@@ -56,7 +56,7 @@ class Prepared:
 
 def turns_of(row: dict[str, Any]) -> Conversation:
     """The conversation that a prepared row was made of."""
-    return tuple(Turn(role, content) for role, content in json.loads(row["turns"]))
+    return from_json(row["turns"])
 
 
 def rows_of(

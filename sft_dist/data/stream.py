@@ -16,14 +16,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from sft_dist.data.arrangement import alone, document_lengths, row_lengths
-from sft_dist.data.masking import IGNORE
+from sft_dist.data.account import Account
+from sft_dist.data.arrangement import (
+    alone,
+    derived_seed,
+    document_lengths,
+    filler_document,
+    generator,
+    row_lengths,
+)
 from sft_dist.data.order import FILLER, Row
 from sft_dist.data.packing import Ints, Packs, pack
 from sft_dist.errors import DataError
+from sft_dist.rundir import write_text
 
 if TYPE_CHECKING:
     import datasets
@@ -64,9 +71,8 @@ class Layout:
     def rows(self, block: int, lengths: Ints) -> Packs:
         """The rows of a block from its documents' lengths, (documents,), in the order they are trained on."""
         if self.capacity is not None:
-            seed = np.random.SeedSequence([self.seed, block]).generate_state(1, np.uint64)[0]
-            return pack(lengths, self.capacity, seed=int(seed))
-        return alone(np.random.Generator(np.random.PCG64([self.seed, block])).permutation(len(lengths)))
+            return pack(lengths, self.capacity, seed=derived_seed(self.seed, block))
+        return alone(generator(self.seed, block).permutation(len(lengths)))
 
 
 @dataclass(frozen=True)
@@ -119,14 +125,14 @@ class Block:
 class Stream:
     """The blocks of a stream as one rank of a node reads them.
 
-    `alive` is called while a block is waited for; it may raise. `tell`: on local rank 0, writes what is wanted.
+    `check`: on local rank 0, which has started the producer and tells it what is wanted, looks after it while a block
+    is waited for.
     """
 
     folder: Folder
     layout: Layout
     start: Position
-    alive: Callable[[], None] = lambda: None
-    tells: bool = False
+    check: Callable[[], None] | None = None
     _open: dict[int, Block] = field(default_factory=dict)
     _positions: dict[int, Position] = field(default_factory=dict)
 
@@ -147,21 +153,22 @@ class Stream:
         while not self.folder.block(number).is_dir():
             if self.folder.error.exists():
                 raise DataError(self.folder.error.read_text(encoding="utf-8"))
-            self.alive()
+            if self.check is not None:
+                self.check()
             time.sleep(_POLL)
 
     def want(self, first: int, last: int) -> None:
         """Tell the producer what is still wanted; only local rank 0 does."""
-        if self.tells:
-            write_whole(self.folder.wanted, json.dumps([first, last]))
+        if self.check is not None:
+            write_text(self.folder.wanted, json.dumps([first, last]))
 
     def position_at(self, row: int) -> Position:
         """The position before the block that holds a row; of the rows that were read lately."""
         return max((p for p in self._positions.values() if p.row <= row), key=lambda p: p.row, default=self.start)
 
-    def accounts(self) -> list[dict[str, Any]]:
+    def accounts(self) -> list[Account]:
         """The account of each source up to the block that was read last."""
-        return self._open[max(self._open)].accounts
+        return [Account(**held) for held in self._open[max(self._open)].accounts]
 
     def forget_before(self, row: int) -> int:
         """Forget the positions that no row from `row` on needs. Returns the first block that is still wanted."""
@@ -208,7 +215,7 @@ class StreamRows(Dataset[list[dict[str, Any]]]):
     def __init__(self, stream: Stream, filler_token: int, has_sources: bool) -> None:
         self.stream = stream
         self.columns = ["input_ids", "labels", *(["source"] if has_sources else [])]
-        self.filler = {"input_ids": [filler_token], "labels": [IGNORE], **({"source": 0} if has_sources else {})}
+        self.filler = filler_document(filler_token, has_sources)
 
     def __getitem__(self, documents: Iterable[int]) -> list[dict[str, Any]]:
         if documents == FILLER:
@@ -227,10 +234,3 @@ def _read_block(folder: Path, layout: Layout) -> Block:
     rows = datasets.Dataset.from_file(str(folder / "rows.arrow")).with_format("numpy")
     before, after = Position.of(held["before"]), Position.of(held["after"])
     return Block(rows, layout.rows(before.block, document_lengths(rows)), before, after, held["accounts"])
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file that others read at any moment: the old text or the new one, never a part."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

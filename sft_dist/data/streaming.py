@@ -14,10 +14,11 @@ from pathlib import Path
 
 from sft_dist.config import Recipe
 from sft_dist.data.producer import Job
-from sft_dist.data.stream import Folder, Layout, Position, Stream, write_whole
+from sft_dist.data.stream import Folder, Layout, Position, Stream
 from sft_dist.errors import DataError, UserError
 from sft_dist.paths import cache_dir
 from sft_dist.recipe import dump_recipe
+from sft_dist.rundir import write_text
 
 _FILE = "stream.json"
 # A producer that is killed is started again; one that is killed over the same block again is not.
@@ -34,7 +35,7 @@ class Saved:
 
     def write(self, checkpoint: Path) -> None:
         held = {"row": self.row, "position": asdict(self.position), "fingerprints": self.fingerprints}
-        write_whole(checkpoint / _FILE, json.dumps(held))
+        write_text(checkpoint / _FILE, json.dumps(held))
 
     @classmethod
     def read(cls, checkpoint: Path, fingerprints: tuple[str, ...]) -> Saved:
@@ -78,7 +79,7 @@ class ProducerProcess:
                 f"data.streaming: the process that prepares the data ended with {code} {_TRIES} times; "
                 "where memory is short, lower data.shuffle_buffer, which says how much is prepared at once"
             )
-            write_whole(self.folder.error, text)
+            write_text(self.folder.error, text)
             return
         self._start()
 
@@ -113,17 +114,12 @@ def open_stream(
         shutil.rmtree(folder.root, ignore_errors=True)
         try:
             folder.root.mkdir(parents=True, mode=0o700)
-            (folder.root / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+            write_text(folder.root / "recipe.yaml", dump_recipe(recipe))
             Job(folder.root / "recipe.yaml", limit, layout, start).write(folder.job)
-            write_whole(folder.wanted, json.dumps([start.block, start.block]))
+            write_text(folder.wanted, json.dumps([start.block, start.block]))
         except OSError as error:
             why = f"{folder.root}: {error.strerror or error}"
             raise DataError(f"data.streaming: {why}; set SFT_DIST_CACHE to a folder of yours with space") from error
         process = ProducerProcess(folder)
     together()
-    alive = process.check if process is not None else _nothing
-    return Stream(folder, layout, start, alive, tells=is_local_main), process
-
-
-def _nothing() -> None:
-    return None
+    return Stream(folder, layout, start, process.check if process is not None else None), process

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +18,7 @@ from sft_dist.data.account import Account, one_line
 from sft_dist.data.conversations import Reader
 from sft_dist.data.digests import Seen, digest, new_among
 from sft_dist.data.files import RawRecord
-from sft_dist.data.formats import Conversation, Fault
+from sft_dist.data.formats import Conversation, Fault, Turn, to_json
 from sft_dist.data.lengths import Cut, Verdict, cut
 from sft_dist.data.masking import IGNORE, Masked, Masker
 from sft_dist.data.template import ChatTemplate, Rendered
@@ -103,7 +102,7 @@ class Work:
         block.verdicts, block.truncated, block.split = parts.verdicts, parts.truncated, parts.split
         block.wheres = {int(i): shown[i][1] for i in np.flatnonzero(parts.verdicts == Verdict.UNTRAINED)}
         block.record = parts.record
-        texts = [json.dumps([(t.role, t.content) for t in turns], ensure_ascii=False) for _, _, turns in shown]
+        texts = [to_json(turns) for _, _, turns in shown]
         block.digests = [digest(text) for text in texts]
         block.rows = self._table(whole, parts, [where for _, where, _ in shown], texts, block.digests)
         return block
@@ -147,7 +146,7 @@ class Work:
     def _part(self, ids: NDArray[np.int32]) -> str:
         """The turns of a part of a text; each part with the whole text would be that text many times over."""
         text = self.template.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
-        return json.dumps([("text", text)], ensure_ascii=False)
+        return to_json((Turn("text", text),))
 
 
 def printable(where: str) -> str:

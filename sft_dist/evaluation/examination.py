@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from sft_dist.config import Recipe
+from sft_dist.data.account import Account
 from sft_dist.data.mixture_sources import title_of
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import ChatTemplate
@@ -114,7 +115,7 @@ def report(
     recipe: Recipe,
     run: RunDir,
     examination: Examination,
-    train: Prepared,
+    train: Account,
     after: Result | None,
     seconds: float,
 ) -> None:
@@ -126,7 +127,7 @@ def report(
     comparison = _comparison(recipe, run, examination, first, after, seconds)
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     summary = {
-        "data": {"train": asdict(train.account), "held_out": asdict(held_out.account) if held_out else None},
+        "data": {"train": asdict(train), "held_out": asdict(held_out.account) if held_out else None},
         "packing": trainer.packing,
         "steps": trainer.state.global_step,
         "final_loss": losses[-1] if losses else None,

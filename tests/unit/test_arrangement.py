@@ -83,7 +83,7 @@ def test_fill_is_that_of_the_rows() -> None:
 
 def test_rows_of_documents_tell_their_source_and_the_filler_trains_nothing() -> None:
     rows = Dataset.from_dict(
-        {"input_ids": [[1, 2], [3], [4, 5, 6]], "labels": [[-100, 2], [-100], [-100, 5, 6]], "where": ["a", "b", "c"]}
+        {"input_ids": [[1, 2], [3], [4, 5, 6]], "labels": [[-100, 2], [-100], [-100, 5, 6]], "length": [2, 1, 3]}
     )
     assert document_lengths(rows).tolist() == [2, 1, 3]
     assert document_lengths(rows.select([2, 0])).tolist() == [3, 2]

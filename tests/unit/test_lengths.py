@@ -37,7 +37,8 @@ def shown(report: LengthReport, width: int = 80, colour: bool = False) -> str:
 def rows_of(lists: list[list[int]]) -> object:
     from datasets import Dataset
 
-    return Dataset.from_dict({"input_ids": [[1] * len(labels) for labels in lists], "labels": lists})
+    trained = [sum(label != -100 for label in labels) for labels in lists]
+    return Dataset.from_dict({"labels": lists, "length": list(map(len, lists)), "trained": trained})
 
 
 def test_figures_are_those_of_the_rows() -> None:

@@ -48,6 +48,8 @@ def test_rows_keep_their_conversation_and_the_account_adds_up(tmp_path: Path) ->
     account = train.account
     assert account.rows == len(train.rows) == 20
     assert account.tokens == sum(map(len, train.rows["input_ids"]))
+    assert train.rows["length"][:] == [len(row) for row in train.rows["input_ids"]]
+    assert train.rows["trained"][:] == [sum(label != -100 for label in row) for row in train.rows["labels"]]
     assert account.trained_tokens == sum(label != -100 for row in train.rows["labels"] for label in row)
     assert account.truncated == sum(len(row) == 64 for row in train.rows["input_ids"])
     assert max(map(len, train.rows["input_ids"])) == 64
