@@ -52,8 +52,6 @@ def launched(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         launcher = subprocess.Popen(
             [sys.executable, str(LAUNCHER), str(tmp_path), str(grace), *words],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            # Under nohup a hang-up is ignored, and that is inherited.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip
         started.append(launcher)
         until(lambda: len(pids(tmp_path)) == (len(words) if ready is None else ready))
