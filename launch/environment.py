@@ -19,7 +19,18 @@ import yaml
 
 from sft_dist.errors import UserError
 
-STRATEGIES = ("single", "ddp", "zero2")
+STRATEGIES = (
+    "single",
+    "ddp",
+    "zero1",
+    "zero2",
+    "zero2_offload",
+    "zero3",
+    "zero3_offload",
+    "zero3_hpz",
+    "fsdp2",
+    "fsdp2_hybrid",
+)
 
 # What the elastic agent tells its workers about itself, and why it must not be told here.
 ABSENT = {
@@ -38,8 +49,32 @@ _MACHINE_KEYS = {
     "main_process_port": None,
     "distributed_type": None,
     "deepspeed_config": None,
+    "fsdp_config": None,
 }
-_DEEPSPEED_KEYS = {"zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE"}
+# The variable that accelerate sets for a key of `deepspeed_config`, or None for a key of this project's own, of
+# which accelerate passes the name alone.
+_DEEPSPEED_KEYS = {
+    "zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+    "offload_optimizer_device": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+    "offload_param_device": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+    "zero_hpz_partition_size": None,
+}
+# What accelerate sets for FSDP, with its defaults where a file says nothing.
+_FSDP_VARIABLES = {
+    "FSDP_VERSION": "1",
+    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_MIN_NUM_PARAMS": "100000000",
+    "FSDP_FORWARD_PREFETCH": "false",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_SYNC_MODULE_STATES": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "false",
+}
+_FSDP_KEYS = ("fsdp_version", "fsdp_state_dict_type", "fsdp_cpu_ram_efficient_loading", "fsdp_sharding_strategy")
+_KINDS = ("NO", "MULTI_GPU", "DEEPSPEED", "FSDP")
 
 
 def config_path(strategy: str) -> Path:
@@ -83,7 +118,10 @@ def worker_environments(
         if processes != 1:
             raise UserError(f"parallel.strategy: {strategy} is one process, not {processes}; take ddp or zero2")
         return [common | _dynamo() | {"ACCELERATE_USE_CPU": "False"}]
-    common |= _dynamo() if kind == "MULTI_GPU" else _deepspeed(config.get("deepspeed_config") or {}, base)
+    if kind == "DEEPSPEED":
+        common |= _deepspeed(config.get("deepspeed_config") or {}, base)
+    else:
+        common |= _dynamo() | (_fsdp(config.get("fsdp_config") or {}) if kind == "FSDP" else {})
     return [common | _torch_distributed(rank, processes, master_addr, master_port, base) for rank in range(processes)]
 
 
@@ -93,14 +131,15 @@ def _read(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {error}".replace("\n", " ")) from error
-    if not isinstance(config, dict) or config.get("distributed_type") not in ("NO", "MULTI_GPU", "DEEPSPEED"):
-        raise UserError(f"{path}: distributed_type is none of 'NO', MULTI_GPU, DEEPSPEED; mend it")
+    if not isinstance(config, dict) or config.get("distributed_type") not in _KINDS:
+        raise UserError(f"{path}: distributed_type is none of 'NO', {', '.join(_KINDS[1:])}; mend it")
     for key, value in config.items():
         if key not in _MACHINE_KEYS or _MACHINE_KEYS[key] not in (None, value):
             raise UserError(f"{path}: {key}: {value} is for `accelerate launch` only; leave it out for `sft-dist run`")
-    for key in config.get("deepspeed_config") or {}:
-        if key not in _DEEPSPEED_KEYS:
-            raise UserError(f"{path}: deepspeed_config.{key} is for `accelerate launch` only; leave it out here")
+    for section, known in (("deepspeed_config", tuple(_DEEPSPEED_KEYS)), ("fsdp_config", _FSDP_KEYS)):
+        for key in config.get(section) or {}:
+            if key not in known:
+                raise UserError(f"{path}: {section}.{key} is for `accelerate launch` only; leave it out here")
     return config
 
 
@@ -119,12 +158,21 @@ def _deepspeed(settings: Mapping[str, Any], base: Mapping[str, str]) -> dict[str
     return {
         "ACCELERATE_USE_DEEPSPEED": "true",
         "ACCELERATE_CONFIG_DS_FIELDS": ",".join(settings),
-        **{_DEEPSPEED_KEYS[key]: str(value) for key, value in settings.items()},
+        **{name: str(value) for key, value in settings.items() if (name := _DEEPSPEED_KEYS[key])},
         "PYTHONPATH": os.pathsep.join([*paths, os.getcwd()]),
         # DeepSpeed sets it when imported, which accelerate's launcher does. torch then looks for GPUs through
         # NVML, so that a process may still fork afterwards.
         "PYTORCH_NVML_BASED_CUDA_CHECK": base.get("PYTORCH_NVML_BASED_CUDA_CHECK", "1"),
     }
+
+
+def _fsdp(settings: Mapping[str, Any]) -> dict[str, str]:
+    given = {key.upper(): _word(value) for key, value in settings.items()}
+    return {"ACCELERATE_USE_FSDP": "true", **_FSDP_VARIABLES, **given}
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _torch_distributed(
