@@ -254,6 +254,35 @@ def _single_is_one_process(recipe: Recipe) -> Iterator[Finding]:
         yield "parallel.strategy", f"single is one process, parallel.processes is {processes}; take auto, ddp or zero2"
 
 
+@_rule("parallel.strategy", "parallel.processes")
+def _a_node_has_several_processes(recipe: Recipe) -> Iterator[Finding]:
+    strategy, processes = recipe.parallel.strategy, recipe.parallel.processes
+    if strategy in ("zero3_hpz", "fsdp2_hybrid") and processes == 1:
+        yield (
+            "parallel.strategy",
+            f"{strategy} shards over the processes of a node, parallel.processes is 1; take single, or more processes",
+        )
+
+
+@_rule("parallel.strategy", "parallel.offload_nvme_path")
+def _path_of_an_offload(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.parallel.offload_nvme_path is not None and recipe.parallel.strategy != "zero3_offload":
+        yield (
+            "parallel.offload_nvme_path",
+            "is for parallel.strategy=zero3_offload only; take that, or leave this out",
+        )
+
+
+@_rule("parallel.strategy", "train.optim")
+def _optimizer_of_shards(recipe: Recipe) -> Iterator[Finding]:
+    strategy = recipe.parallel.strategy
+    if recipe.train.optim == "adafactor" and strategy.startswith(("zero", "fsdp2")):
+        yield (
+            "train.optim",
+            f"adafactor factors whole matrices, {strategy} gives it shards; take adamw_torch, or parallel.strategy=ddp",
+        )
+
+
 @_rule("model.attn_implementation", "model.dtype", "train.bf16")
 def _flash_attention_precision(recipe: Recipe) -> Iterator[Finding]:
     kernel = recipe.model.attn_implementation or ""

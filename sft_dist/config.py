@@ -47,6 +47,10 @@ _NAMED = Field(json_schema_extra={"additionalProperties": False, "minProperties"
 RecordFormat = Literal["auto", "conversations", "messages", "prompt_completion", "instruction", "text"]
 # numpy takes no larger seed.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Strategy = Literal[
+    "auto", "single", "ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "zero3_hpz",
+    "fsdp2", "fsdp2_hybrid",
+]  # fmt: skip
 Trackers = Annotated[
     list[Literal["wandb", "tensorboard"]],
     AfterValidator(lambda names: list(dict.fromkeys(names))),
@@ -254,13 +258,22 @@ class PeftSection(Section):
     """Scale by alpha / sqrt(r) instead of alpha / r."""
     use_dora: bool = False
     """Weight-decomposed LoRA."""
+    load_in_4bit: bool = False
+    """QLoRA: the frozen weights are kept in 4 bits by bitsandbytes."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """The 4-bit numbers: NF4 suits the distribution of weights better."""
+    use_bnb_nested_quant: bool = True
+    """Quantise the scales of the blocks as well, which saves 0.4 bits a weight."""
 
 
 class ParallelSection(Section):
     """How the work is spread over processes. It never changes the result."""
 
-    strategy: Literal["auto", "single", "ddp", "zero2"] = "auto"
-    """`auto`: `single` on one process, `ddp` on several. Each names a file in `ds_configs/`."""
+    strategy: Strategy = "auto"
+    """Each names a file in `ds_configs/`. `auto`: `single` on one process; on several the first of `ddp`, `zero2`,
+    `fsdp2` and `zero3_offload` whose model states fit into the GPUs."""
+    offload_nvme_path: Location | None = None
+    """Folder on a fast local disk that takes what `zero3_offload` moves out of the GPU; unset: memory."""
     processes: PositiveInt | None = None
     """Processes on this machine; unset: one per GPU, or one without a GPU."""
     global_batch_size: PositiveInt | None = None

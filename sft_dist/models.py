@@ -1,4 +1,4 @@
-"""Loading a causal language model for training or for use, and its LoRA adapter."""
+"""Loading a causal language model for training or for use."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sft_dist.config import ModelSection, PeftSection
+from sft_dist.config import ModelSection
 from sft_dist.errors import UserError
 from sft_dist.hardware import cpu_has_bf16
 from sft_dist.modelinfo import causal_lm_fault, max_positions
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _KEY = "model.model_name_or_path"
 
 
-def load_model(path: str, model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model in `model.dtype`, its embeddings grown where the tokenizer has more tokens.
+def load_model(
+    path: str,
+    model: ModelSection,
+    tokenizer: PreTrainedTokenizerBase,
+    quantized: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """The model in `model.dtype` or `quantized`, its embeddings grown where the tokenizer has more tokens.
 
     Weights come from safetensors only, unless `model.allow_pickle_weights`. Raises :class:`UserError`.
     """
@@ -31,6 +35,8 @@ def load_model(path: str, model: ModelSection, tokenizer: PreTrainedTokenizerBas
     options: dict[str, Any] = {"use_safetensors": None if model.allow_pickle_weights else True}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
+    if quantized is not None:
+        options["quantization_config"] = quantized
     try:
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path,
@@ -83,24 +89,6 @@ def use_bf16(wanted: bool | None) -> bool:
     if wanted and not able:
         raise UserError(f"train.bf16: {device} has no bf16 instructions; set train.bf16=false or leave it out")
     return able if wanted is None else wanted
-
-
-def lora_config(peft: PeftSection) -> LoraConfig | None:
-    """peft's configuration of the adapter, or None for full fine-tuning."""
-    if not peft.use_peft:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=peft.lora_r,
-        lora_alpha=peft.lora_alpha,
-        lora_dropout=peft.lora_dropout,
-        target_modules=peft.lora_target_modules,
-        modules_to_save=peft.lora_modules_to_save,
-        use_rslora=peft.use_rslora,
-        use_dora=peft.use_dora,
-    )
 
 
 def _why(error: Exception) -> str:

@@ -12,18 +12,25 @@ from sft_dist.data.arrangement import Arrangement
 from sft_dist.errors import UserError
 from sft_dist.packing_proof import prove
 from sft_dist.render.wording import count
+from sft_dist.shape import small_config, small_model, whole_weights
 
 _KEY = "data.packing"
 
 
-def packed_way(model: Any, wanted: bool | Literal["required"], bf16: bool, say: Callable[[str], None]) -> Way | None:
+def packed_way(
+    model: Any, wanted: bool | Literal["required"], bf16: bool, say: Callable[[str], None], sharded: bool = False
+) -> Way | None:
     """The exact way to feed packed rows to a model, or None where rows are not packed.
 
-    All ranks call it together and get rank 0's answer. `bf16`: training runs in bf16 autocast. Raises
-    :class:`UserError` where packing is required and no way is exact.
+    All ranks call it together and get rank 0's answer. `bf16`: training runs in bf16 autocast. `sharded`: no process
+    has all weights; the proof is then of the same architecture in small, for a leak lies in the code and not in the
+    weights. Raises :class:`UserError` where packing is required and no way is exact.
     """
     if not wanted:
         return None
+    if sharded:
+        say("packing is proven on this architecture in small: the weights are sharded")
+        model = _in_small(model)
     # Flash attention takes no fp32; all else is proven in the precision of the weights, where a leak shows best.
     flash = "flash" in str(text_config(model.config)._attn_implementation)
     proof = prove(model, autocast=torch.bfloat16 if bf16 and flash else None)
@@ -37,6 +44,14 @@ def packed_way(model: Any, wanted: bool | Literal["required"], bf16: bool, say: 
     if way is None:
         say("rows stay unpacked: one document each, those of like length in one micro-batch")
     return way
+
+
+def _in_small(model: Any) -> Any:
+    device = next(model.parameters()).device
+    kernel = text_config(model.config)._attn_implementation
+    # ZeRO-3 would shard this one as well.
+    with whole_weights():
+        return small_model(small_config(model.config), kernel, seed=0).to(device)
 
 
 def packed_length(wanted: bool | Literal["required"], limit: int | None) -> int | None:

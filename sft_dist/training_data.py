@@ -110,7 +110,7 @@ def arrange_stream(
 
 def _packing(trainer: SFTTrainer, recipe: Recipe, limit: int | None, say: Say) -> tuple[int | None, Way | None]:
     capacity = packed_length(recipe.data.packing, limit)
-    way = packed_way(trainer.model, recipe.data.packing, trainer.args.bf16, say)
+    way = packed_way(trainer.model, recipe.data.packing, trainer.args.bf16, say, trainer.backend.shards_weights)
     return None if way is None else capacity, way
 
 

@@ -6,12 +6,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from sft_dist import builtin_models
+from sft_dist.backend import Backend, settle
 from sft_dist.config import Recipe
 from sft_dist.data.prepare import summed
 from sft_dist.data.rows import Prepared
@@ -19,15 +22,19 @@ from sft_dist.data.template import load_template, stop_token_ids
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import UserError
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
+from sft_dist.loading import load_trained_model
 from sft_dist.metrics import LogFile, PlainLines, ProgressBar, count_weights
-from sft_dist.models import load_config, load_model, row_length, use_bf16
+from sft_dist.models import load_config, row_length, use_bf16
 from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim
+from sft_dist.saving import save_adapter, save_sharded
 from sft_dist.trainers.sft import SFTTrainer, World, sft_config
 from sft_dist.training_data import arrange, arrange_stream, data_lines, prepared_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Say = Callable[[str], None]
 
 
 def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
@@ -43,6 +50,7 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
     if world.is_main and recipe_file.resolve() != run_dir.recipe.resolve():
         claim(recipe, command)
     _trackers(recipe, run_dir)
+    backend = settle(recipe)
     path = builtin_models.resolve(recipe.model.model_name_or_path)
     tokenizer = load_tokenizer(path, recipe.model, say)
     config = load_config(path, recipe.model)
@@ -51,7 +59,7 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
     train, held_out = prepared_rows(recipe, template, limit)
     if world.is_main:
         print(*data_lines(train, held_out, template), sep="\n")
-    trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out)
+    trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out, backend, say)
     checkpoint = _newest_checkpoint(recipe, run_dir)
     with ExitStack() as ending:
         if recipe.data.streaming:
@@ -66,7 +74,7 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
         trainer.add_callback(PlainLines() if trainer.args.disable_tqdm else ProgressBar())
         trainer.train(resume_from_checkpoint=checkpoint)
         account = summed(stream.accounts()) if recipe.data.streaming else train.account
-    _save(trainer, run_dir, world)
+    _save(trainer, run_dir, world, recipe.model.dtype)
     after = examination.take("after") if recipe.eval.enabled else None
     if world.is_main:
         report(recipe, run_dir, examination, account, after, time.perf_counter() - began)
@@ -99,10 +107,13 @@ def _has_wandb_key() -> bool:
 
 def plan_line(trainer: SFTTrainer) -> str:
     """What the training will be, in a line for people."""
-    args, state = trainer.args, trainer.accelerator.state
+    args = trainer.args
     rows = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-    spread = {"NO": "one process", "DEEPSPEED": f"ZeRO-{_zero_stage(trainer)} on {args.world_size} processes"}
-    where = spread.get(state.distributed_type.value, f"DDP on {args.world_size} processes")
+    where = (
+        "one process"
+        if trainer.backend.kind == "plain" and args.world_size == 1
+        else (f"{trainer.backend.title} on {_processes(args.world_size)}")
+    )
     trained, frozen = count_weights(trainer.model)
     weights = f"{(trained + frozen) / 1e6:,.1f} M weights" + (f", {trained / 1e6:,.1f} M trained" if frozen else "")
     steps = f"micro-batches of {args.per_device_train_batch_size}, {args.gradient_accumulation_steps} accumulated"
@@ -110,24 +121,26 @@ def plan_line(trainer: SFTTrainer) -> str:
     return f"training: {where}, {'bf16' if args.bf16 else 'fp32'}, {weights}, {length} of {rows} rows ({steps})"
 
 
+def _processes(number: int) -> str:
+    return "one process" if number == 1 else f"{number} processes"
+
+
 def _epochs(number: float) -> str:
     return "1 epoch" if number == 1 else f"{number:g} epochs"
 
 
-def _zero_stage(trainer: SFTTrainer) -> int:
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    return int(plugin.zero_stage) if plugin is not None else 0
-
-
 def _trainer(recipe: Recipe, run: RunDir, world: World, path: str, tokenizer: PreTrainedTokenizerBase,
-             train: Prepared, held_out: Prepared | None) -> SFTTrainer:  # fmt: skip
+             train: Prepared, held_out: Prepared | None, backend: Backend, say: Say) -> SFTTrainer:  # fmt: skip
     from transformers import PrinterCallback, ProgressCallback
 
     bar = sys.stderr.isatty()
-    args = sft_config(recipe, run, world, use_bf16(recipe.train.bf16), bar)
-    model = load_model(path, recipe.model, tokenizer)
+    bf16 = use_bf16(recipe.train.bf16)
+    hidden = load_config(path, recipe.model).get_text_config().hidden_size
+    # Before the model: they set up the process group, and DeepSpeed for the loading.
+    args = sft_config(recipe, run, world, bf16, bar, backend, hidden)
+    model = load_trained_model(path, recipe, tokenizer, backend, world, bf16, say)
     rows = held_out.rows if held_out is not None else None
-    trainer = SFTTrainer(model, args, train.rows, rows, tokenizer, recipe)
+    trainer = SFTTrainer(model, args, train.rows, rows, tokenizer, backend)
     trainer.remove_callback(ProgressCallback if bar else PrinterCallback)
     trainer.add_callback(LogFile(run.metrics))
     return trainer
@@ -144,10 +157,14 @@ def _newest_checkpoint(recipe: Recipe, run: RunDir) -> str | None:
     return str(newest)
 
 
-def _save(trainer: SFTTrainer, run: RunDir, world: World) -> None:
+def _save(trainer: SFTTrainer, run: RunDir, world: World, dtype: str) -> None:
     """Write the model under another name and give it its own when it is whole."""
     unfinished = run.model.with_name("model.unfinished")
-    trainer.save_model(str(unfinished))
+    # DeepSpeed trains fp32 copies of weights in bf16, which lie in several processes even where weights do not.
+    if trainer.backend.kind != "plain":
+        _save_spread(trainer, unfinished, world, dtype)
+    else:
+        trainer.save_model(str(unfinished))
     trainer.accelerator.wait_for_everyone()
     if world.is_main:
         # A pickle of the trainer's arguments; the resolved recipe tells the same and more.
@@ -155,3 +172,16 @@ def _save(trainer: SFTTrainer, run: RunDir, world: World) -> None:
         shutil.rmtree(run.model, ignore_errors=True)
         os.replace(unfinished, run.model)
     trainer.accelerator.wait_for_everyone()
+
+
+def _save_spread(trainer: SFTTrainer, folder: Path, world: World, dtype: str) -> None:
+    model = trainer.model
+    if hasattr(model, "peft_config"):
+        save_adapter(model, folder)
+    else:
+        save_sharded(model, folder, getattr(torch, dtype))
+        if world.is_main:
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+    if world.is_main:
+        trainer.processing_class.save_pretrained(folder)

@@ -75,6 +75,10 @@ class Examination:
         from accelerate.utils import gather_object
 
         accelerator = self.trainer.accelerator
+        if self.trainer.backend.shards_weights:
+            # A layer's weights are gathered by all processes together: all answer all prompts.
+            prompts = [prompt for prompt, _ in self.prompts]
+            return answer(self.trainer.model, self.template, prompts, self.settings, self.limit, together=True)
         model = accelerator.unwrap_model(self.trainer.model)
         rank, size = accelerator.process_index, accelerator.num_processes
         numbers = range(rank, len(self.prompts), size)

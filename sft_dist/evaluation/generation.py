@@ -39,11 +39,13 @@ def answer(
     settings: EvalSection,
     limit: int,
     streamer: Any = None,
+    together: bool = False,
 ) -> list[str]:
     """One answer a prompt, without special tokens; greedy unless `settings.temperature` is positive.
 
     `limit`: positions the model has; a prompt is cut on the left to leave room for the answer. `streamer`: one of
-    transformers', which is told the tokens of a single prompt's answer as they come.
+    transformers', which is told the tokens of a single prompt's answer as they come. `together`: all processes answer
+    the same prompts, each pass of the model being one of all of them.
     """
     answers: dict[int, str] = {}
     texts = [template.prompt(turns) for turns in prompts]
@@ -52,13 +54,19 @@ def answer(
     with generating(model):
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
-            found = _batch(model, template, [texts[i] for i in part], settings, limit, streamer)
+            found = _batch(model, template, [texts[i] for i in part], settings, limit, streamer, together)
             answers |= zip(part, found, strict=True)
     return [answers[i] for i in range(len(texts))]
 
 
 def _batch(
-    model: PreTrainedModel, template: ChatTemplate, texts: list[str], settings: EvalSection, limit: int, streamer: Any
+    model: PreTrainedModel,
+    template: ChatTemplate,
+    texts: list[str],
+    settings: EvalSection,
+    limit: int,
+    streamer: Any,
+    together: bool,
 ) -> list[str]:
     tokenizer = template.tokenizer
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -80,6 +88,8 @@ def _batch(
         eos_token_id=stop_token_ids(template),
         pad_token_id=tokenizer.pad_token_id,
         streamer=streamer,
+        # With sampling the answers of the processes differ in length; none stops before all are done.
+        synced_gpus=together,
         **sampling,
     )
     return [tokenizer.decode(row[width:], skip_special_tokens=True).strip() for row in out]

@@ -19,6 +19,7 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction
 
 from sft_dist.attention import Way, feed
+from sft_dist.backend import Backend, Sizes, deepspeed_config
 from sft_dist.config import Recipe
 from sft_dist.data.arrangement import Arrangement, DocumentRows, document_lengths
 from sft_dist.data.collate import Collator
@@ -28,7 +29,6 @@ from sft_dist.data.stream import Stream, StreamOrder, StreamRows
 from sft_dist.errors import UserError
 from sft_dist.evaluation.perplexity import measure, row_nll
 from sft_dist.metrics import SourceLosses, Throughput, flops_per_token, mfu, peak_memory_bytes, perplexity
-from sft_dist.models import lora_config
 from sft_dist.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -46,11 +46,13 @@ class World:
     rank: int
     size: int
     local_rank: int
+    local_size: int
 
     @classmethod
     def from_environment(cls) -> World:
         read = {name: int(os.environ.get(name, fallback)) for name, fallback in _WORLD.items()}
-        return cls(read["RANK"], read["WORLD_SIZE"], read["LOCAL_RANK"])
+        size = read["WORLD_SIZE"]
+        return cls(read["RANK"], size, read["LOCAL_RANK"], int(os.environ.get("LOCAL_WORLD_SIZE", size)))
 
     @property
     def is_main(self) -> bool:
@@ -74,19 +76,31 @@ def accumulation_steps(recipe: Recipe, processes: int) -> int:
     return rows // at_once
 
 
-def sft_config(recipe: Recipe, run: RunDir, world: World, bf16: bool, bar: bool) -> trl.SFTConfig:
-    """The recipe's `train` section as TRL's configuration. `bar`: a progress bar instead of plain lines."""
+def sft_config(
+    recipe: Recipe, run: RunDir, world: World, bf16: bool, bar: bool, backend: Backend, hidden: int
+) -> trl.SFTConfig:
+    """The recipe's `train` section as TRL's configuration. `bar`: a progress bar instead of plain lines.
+
+    `hidden`: width of the model, after which DeepSpeed's buckets are sized.
+    """
     given = recipe.train.model_dump(exclude=_NOT_PASSED)
+    # FSDP2 recomputes inside of its own hooks (sft_dist/fsdp2.py).
+    if given["gradient_checkpointing"] and backend.kind == "fsdp2":
+        given |= {"gradient_checkpointing": False, "gradient_checkpointing_kwargs": None}
     if given["gradient_checkpointing"]:
         given["gradient_checkpointing_kwargs"] = {"use_reentrant": False} | (
             given["gradient_checkpointing_kwargs"] or {}
         )
     given["lr_scheduler_kwargs"] = given["lr_scheduler_kwargs"] or {}
+    accumulation = accumulation_steps(recipe, world.size)
+    if backend.kind == "deepspeed":
+        sizes = Sizes(accumulation, world.size, world.local_size, hidden)
+        given["deepspeed"] = deepspeed_config(backend, recipe, sizes, bf16=bf16, cuda=torch.cuda.is_available())
     return trl.SFTConfig(
         output_dir=str(run.checkpoints),
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
-        gradient_accumulation_steps=accumulation_steps(recipe, world.size),
+        gradient_accumulation_steps=accumulation,
         report_to=recipe.train.report_to or "none",
         run_name=recipe.train.run_name or run.root.name,
         disable_tqdm=not bar,
@@ -104,7 +118,8 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with an order of rows and a held-out loss that depend on no number of processes."""
 
     def __init__(self, model: PreTrainedModel, args: trl.SFTConfig, rows: Dataset, held_out: Dataset | None,
-                 tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:  # fmt: skip
+                 tokenizer: PreTrainedTokenizerBase, backend: Backend) -> None:  # fmt: skip
+        self.backend = backend
         self.throughput = Throughput()
         self._rows = rows
         self.packing: dict[str, Any] | None = None
@@ -112,6 +127,9 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
         self._way: Way | None = None
         self.by_source: SourceLosses | None = None
         self._sources: torch.Tensor | None = None
+        # TRL would cast the adapter to bf16 over weights in 4 bits: its values, and their updates, would be rounded.
+        if quantized := getattr(model, "is_loaded_in_4bit", False):
+            model.is_loaded_in_4bit = False
         super().__init__(
             model=model,
             args=args,
@@ -120,8 +138,9 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
             processing_class=tokenizer,
             data_collator=Collator(tokenizer.pad_token_id),
             compute_metrics=_token_mean,
-            peft_config=lora_config(recipe.peft),
         )
+        if quantized:
+            del model.is_loaded_in_4bit
 
     def arrange(self, arrangement: Arrangement, way: Way | None, sources: Mapping[str, int] | None = None) -> None:
         """Settle what is trained on, before `train()`. `way`: how packed rows are fed, None for padded ones.
