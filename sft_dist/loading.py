@@ -47,7 +47,9 @@ def load_trained_model(
         if recipe.peft.load_in_4bit:
             dtype = getattr(torch, recipe.model.dtype)
             quantized = adapters.quantization_config(recipe.peft, dtype, bf16, backend)
-        model = adapters.wrap(load_model(path, recipe.model, tokenizer, quantized), recipe.peft, backend)
+        model = load_model(path, recipe.model, tokenizer, quantized)
+        adapters.keep_quantised(model)
+        model = adapters.wrap(model, recipe.peft, backend)
         if backend.kind == "fsdp2":
             fsdp2.shard(model, _mesh(backend, world), bf16, _checkpointing(recipe))
     adapters.draw(model, recipe.train.seed)
