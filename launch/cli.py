@@ -86,6 +86,27 @@ def _chat(options: argparse.Namespace) -> int:
     return _module("sft_dist.chat", *words, recipe_files.model_folder(options.model))
 
 
+def _verify(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from launch import recipe_files, verify
+    from sft_dist.recipe import load_recipe
+
+    recipe = None
+    if options.recipe is not None:
+        recipe = Path(recipe_files.find(options.recipe))
+        load_recipe(recipe, options.overrides)
+    return verify.verify(
+        recipe,
+        options.overrides,
+        strategies=options.strategy,
+        cases=options.case,
+        shapes=options.shape,
+        processes=options.processes,
+        folder=Path(options.output) if options.output else None,
+    )
+
+
 def _recipes(_: argparse.Namespace) -> int:
     from launch import recipe_files
 
@@ -148,6 +169,16 @@ def _lengths_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--image", metavar="FILE", help="write the histogram as an SVG picture, too")
 
 
+def _verify_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("recipe", metavar="RECIPE", nargs="?", help="whose model's shape (default: OPT, Llama, Mistral)")
+    sub.add_argument("overrides", nargs="*", metavar="section.key=value")
+    sub.add_argument("--strategy", action="append", default=[], help="only this one; may be repeated")
+    sub.add_argument("--case", action="append", default=[], help="only this one (full, packed, lora ...)")
+    sub.add_argument("--shape", action="append", default=[], help="only opt, llama or mistral, without a recipe")
+    sub.add_argument("--processes", type=int, metavar="N", help="default: one per GPU, or 2")
+    sub.add_argument("--output", metavar="DIR", help="keep the runs and differences.json there")
+
+
 def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL_DIR", help="a run's folder, a model directory or a hub id")
     sub.add_argument("--recipe", help="recipe that names the held-out data (default: that of the model's run)")
@@ -167,6 +198,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("check", _check, "find now what would fail later"),
     ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
+    ("verify", _verify, "prove that no strategy changes a number: a model in small, trained under each"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("chat", _chat, "talk to a model in the terminal"),
     ("recipes", _recipes, "list the packaged recipes"),
@@ -177,6 +209,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "check": _recipe_options,
     "preview": _preview_options,
     "lengths": _lengths_options,
+    "verify": _verify_options,
     "eval": _eval_options,
     "chat": _chat_options,
 }

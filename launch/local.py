@@ -33,9 +33,9 @@ def run(recipe_file: Path, recipe: Recipe) -> int:
     environments = worker_environments(
         choose_strategy(recipe, processes),
         processes,
-        master_port=_free_port(),
+        master_port=free_port(),
         omp_num_threads=_omp_num_threads(processes, bool(found), os.environ),
-        base=_base_environment(os.environ),
+        base=base_environment(os.environ),
     )
     # As accelerate starts them: unbuffered, so that a log is whole up to the moment its process is killed.
     command = [sys.executable, "-u", "-m", "sft_dist", str(recipe_file)]
@@ -60,7 +60,7 @@ def run_module(name: str, words: Sequence[str]) -> int:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, pass_on) for number in numbers if _is_heard(number)}
     try:
-        child = subprocess.Popen([sys.executable, "-m", name, *words], env=_base_environment(os.environ))
+        child = subprocess.Popen([sys.executable, "-m", name, *words], env=base_environment(os.environ))
         code = child.wait()
     finally:
         for number, handler in before.items():
@@ -108,7 +108,7 @@ def _omp_num_threads(processes: int, on_gpus: bool, environment: Mapping[str, st
     return 1 if on_gpus else max(1, devices.cpu_cores() // processes)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that the kernel picks. It is free until rank 0 binds it, unless somebody takes it in between."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -116,7 +116,7 @@ def _free_port() -> int:
     return port
 
 
-def _base_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def base_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment every child gets: no telemetry, and this very `sft_dist` to be imported from anywhere."""
     base = dict(environment) | _TELEMETRY_OFF
     folder = str(Path(sft_dist.errors.__file__).resolve().parent.parent)
