@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Literal
 
 from launch import devices, hub, local
+from launch.environment import config_path, worker_environments
 from sft_dist import builtin_models
+from sft_dist.backend import Backend, refuse_contradictions
 from sft_dist.config import Recipe
 from sft_dist.data.mixture_sources import key_of, sources_of
 from sft_dist.data.sources import BUILT_IN, is_local, local_files
 from sft_dist.errors import EXIT_DONE, EXIT_USER, UserError
-from sft_dist.modelinfo import causal_lm_fault, max_positions
+from sft_dist.modelinfo import causal_lm_fault, max_positions, quantization_fault
 from sft_dist.rundir import occupied
 
 _NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "safetensors")
+_WANTED_BY = {"deepspeed": "parallel.strategy: {strategy}: ", "bitsandbytes": "peft.load_in_4bit: "}
 _GB = 1e9
 
 
@@ -74,10 +77,14 @@ def report(recipe: Recipe, file: Path, overrides: Sequence[str]) -> int:
 def _packages(recipe: Recipe) -> Iterator[Finding]:
     needed = [*_NEEDED, *recipe.train.report_to]
     needed += ["peft"] if recipe.peft.use_peft else []
-    needed += ["deepspeed"] if recipe.parallel.strategy.startswith("zero") else []
+    needed += ["bitsandbytes"] if recipe.peft.load_in_4bit else []
+    gpus = devices.gpus()
+    strategy = local.choose_strategy(recipe, local.choose_processes(recipe, gpus), gpus)
+    needed += ["deepspeed"] if strategy.startswith("zero") else []
     for name in needed:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"the package {name} is missing; run: {sys.executable} -m pip install {name}")
+            why = _WANTED_BY.get(name, "").format(strategy=strategy)
+            raise UserError(f"{why}the package {name} is missing; run: {sys.executable} -m pip install {name}")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in needed[:4])
     yield Finding("fine", f"packages: {versions}")
 
@@ -147,6 +154,8 @@ def _model(recipe: Recipe) -> Iterator[Finding]:
         config, where = answer.config, answer.where
     if fault := causal_lm_fault(config):
         raise UserError(f"{key}: {name}: {fault}")
+    if recipe.peft.load_in_4bit and (fault := quantization_fault(config)):
+        raise UserError(f"peft.load_in_4bit: {name}: {fault}")
     yield from _positions(recipe, config)
     yield Finding("fine", f"{key}: {name} {where} ({', '.join(config.get('architectures') or ['unnamed'])})")
 
@@ -189,7 +198,9 @@ def _split(name: str, split: str, revision: str | None, key: str) -> Finding:
 def _parallel(recipe: Recipe) -> Iterator[Finding]:
     gpus = devices.gpus()
     processes = local.choose_processes(recipe, gpus)
-    strategy = local.choose_strategy(recipe, processes)
+    strategy = local.choose_strategy(recipe, processes, gpus)
+    _refuse_edited_files(recipe, strategy, processes)
+    _refuse_offload_path(recipe)
     rows, each = recipe.parallel.global_batch_size, recipe.train.per_device_train_batch_size
     if rows is not None and rows % (processes * each):
         raise UserError(
@@ -202,3 +213,24 @@ def _parallel(recipe: Recipe) -> Iterator[Finding]:
     precision = "bf16" if (able if recipe.train.bf16 is None else recipe.train.bf16) else "fp32"
     where = f"{len(gpus)} x {gpus[0].name}" if gpus else f"{devices.cpu_cores()} cores, no GPU"
     yield Finding("fine", f"parallel: {strategy} on {processes} process{'es' * (processes > 1)}, {precision} ({where})")
+
+
+def _refuse_edited_files(recipe: Recipe, strategy: str, processes: int) -> None:
+    """Raise :class:`UserError` where the strategy's file in ds_configs/ was changed into another strategy."""
+    environment = worker_environments(strategy, processes, master_port=0, omp_num_threads=1, base={})[0]
+    asked = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"strategy": strategy})})
+    try:
+        refuse_contradictions(asked, Backend.from_environment(environment), environment)
+    except UserError as error:
+        raise UserError(f"{config_path(strategy)}: {error}") from error
+
+
+def _refuse_offload_path(recipe: Recipe) -> None:
+    path = recipe.parallel.offload_nvme_path
+    if path is None:
+        return
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"parallel.offload_nvme_path: no such folder: {path}; make it, or leave the key out")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"parallel.offload_nvme_path: {path} cannot be written to; name a folder of yours")

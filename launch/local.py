@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import sft_dist.errors
-from launch import devices
+from launch import devices, fit
 from launch.environment import worker_environments
 from launch.processes import Rank, run_ranks
 from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 
+# They need a node of several processes; the other strategies work on one, and shard nothing.
+NODE_SHARDS = ("zero3_hpz", "fsdp2_hybrid")
 _TELEMETRY_OFF = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -31,7 +33,7 @@ def run(recipe_file: Path, recipe: Recipe) -> int:
     found = devices.gpus()
     processes = choose_processes(recipe, found)
     environments = worker_environments(
-        choose_strategy(recipe, processes),
+        choose_strategy(recipe, processes, found),
         processes,
         master_port=free_port(),
         omp_num_threads=_omp_num_threads(processes, bool(found), os.environ),
@@ -88,14 +90,19 @@ def choose_processes(recipe: Recipe, gpus: Sequence[devices.Gpu]) -> int:
     return wanted
 
 
-def choose_strategy(recipe: Recipe, processes: int) -> str:
-    """The strategy, with `auto` resolved: `single` on one process, `ddp` on several. Raises :class:`UserError`."""
+def choose_strategy(recipe: Recipe, processes: int, gpus: Sequence[devices.Gpu]) -> str:
+    """The strategy, with `auto` resolved (see :mod:`launch.fit`). Raises :class:`UserError`."""
     strategy = recipe.parallel.strategy
     if strategy == "auto":
-        return "single" if processes == 1 else "ddp"
+        return "single" if processes == 1 else fit.fitting(recipe, fit.config_of(recipe), processes, gpus)
     if strategy == "single" and processes > 1:
         raise UserError(
             f"parallel.strategy: single is one process, parallel.processes is {processes}; take auto, ddp or zero2"
+        )
+    if strategy in NODE_SHARDS and processes == 1:
+        raise UserError(
+            f"parallel.strategy: {strategy} shards over the processes of a node, and there is one; take single, or set "
+            "parallel.processes"
         )
     return strategy
 

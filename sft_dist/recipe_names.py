@@ -84,7 +84,7 @@ _RENAMED = {
         "peft.lora_dropout": "peft.dropout",
         "peft.lora_target_modules": "target_modules",
         "peft.lora_modules_to_save": "modules_to_save",
-        "peft.load_in_4bit": "load_in_4bit use_qlora qlora",
+        "peft.load_in_4bit": "use_qlora qlora",
         "parallel.offload_nvme_path": "nvme_path offload_param_nvme_path offload_optimizer_nvme_path",
         "parallel.processes": "num_processes world_size nproc_per_node num_gpus gpus n_gpus",
         "parallel.strategy": "zero_stage distributed_type",

@@ -162,7 +162,7 @@ def test_processes_and_strategy_follow_from_recipe_and_gpus(
 ) -> None:
     chosen = recipe(**parallel)
     assert choose_processes(chosen, visible) == processes
-    assert choose_strategy(chosen, processes) == strategy
+    assert choose_strategy(chosen, processes, visible) == strategy
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
@@ -172,4 +172,4 @@ def test_more_processes_than_gpus_are_refused() -> None:
 
 def test_single_on_several_processes_is_refused() -> None:
     with pytest.raises(UserError, match=r"parallel\.strategy: single is one process"):
-        choose_strategy(recipe(strategy="single", processes=2), 2)
+        choose_strategy(recipe(strategy="single", processes=2), 2, [])

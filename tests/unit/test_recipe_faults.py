@@ -131,7 +131,7 @@ def test_a_file_in_another_encoding_names_the_line(tmp_path: Path) -> None:
         ("train", "lora_r", "no such key here; it belongs to peft.lora_r"),
         ("train", "lora_alpa", "no such key, did you mean peft.lora_alpha"),
         ("train", "zzz", "no such key; `sft-dist schema` prints all keys"),
-        ("parallel", "zzz", "no such key; parallel has strategy, processes, global_batch_size"),
+        ("parallel", "zzz", "no such key; parallel has strategy, offload_nvme_path, processes, global_batch_size"),
         ("train", "batch_size", "no such key, did you mean train.per_device_train_batch_size"),
         ("train", "lr", "no such key, did you mean train.learning_rate"),
         ("train", "epochs", "no such key, did you mean train.num_train_epochs"),
