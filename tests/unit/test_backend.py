@@ -104,7 +104,7 @@ def test_settings_of_the_user_s_own_file_are_laid_over_ours(tmp_path: Path) -> N
 
 
 def test_fsdp1_is_refused() -> None:
-    with pytest.raises(UserError, match="fsdp_config.fsdp_version: FSDP1"):
+    with pytest.raises(UserError, match="FSDP1 is deprecated"):
         settle(recipe(), launched("fsdp2") | {"FSDP_VERSION": "1"})
 
 
