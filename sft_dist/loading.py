@@ -125,11 +125,14 @@ def _fsdp2_straight(path: str, recipe: Recipe, backend: Backend, world: World, b
 
 
 def _zero3_straight(path: str, recipe: Recipe) -> Any:
-    from contextlib import nullcontext
+    import deepspeed
+    from transformers.integrations.deepspeed import deepspeed_config, prevent_arange_dtype_change
 
     files = tensor_files(path, recipe.model.model_revision)
-    # transformers sets up DeepSpeed's `zero.Init` by itself: the training arguments are there.
-    model = _build(path, recipe, nullcontext())
+    settings = deepspeed_config()
+    # Left to itself transformers would gather every layer once more, to draw values that are read from files anyhow.
+    with whole_weights(), prevent_arange_dtype_change():
+        model = _build(path, recipe, deepspeed.zero.Init(config_dict_or_path=settings))
     assert files is not None
     place = straight.places(model, files)
     assert place is not None

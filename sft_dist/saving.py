@@ -105,16 +105,17 @@ def _whole(source: Any) -> torch.Tensor:
     if isinstance(source, DTensor):
         full: torch.Tensor = source.full_tensor()
         return full
-    if hasattr(source, "ds_id") or hasattr(source, "_hp_mapping"):
+    # What a frozen weight, or one that is not trained yet, does not have.
+    if hasattr(source, "_z3_optimizer") or getattr(source, "_hp_mapping", None) is not None:
         from deepspeed.utils import safe_get_full_fp32_param
 
         master: torch.Tensor | None = safe_get_full_fp32_param(source)
         if master is not None:
             return master
     if hasattr(source, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([source]):
+        with deepspeed.zero.GatheredParameters([source]):
             return torch.clone(source.data)
     plain: torch.Tensor = source
     return plain

@@ -67,8 +67,13 @@ def _run(strategy: str, folder: Path, name: str) -> None:
 
 
 def _forget() -> None:
-    """Let accelerate begin anew; torch's process group stays."""
+    """Let accelerate and DeepSpeed begin anew; torch's process group stays."""
     from accelerate.state import AcceleratorState, GradientState
+
+    if "deepspeed" in sys.modules:
+        from deepspeed.utils import groups
+
+        groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -1,0 +1,94 @@
+"""Peak memory of a process under DDP and ZeRO-1, 2 and 3, against the formulas of the ZeRO paper.
+
+    python -m tests.benchmarks.zero_memory [--processes 4]
+
+trains SmolLM2-135M in fp32 on short rows for a few steps under each, and prints the table of docs/benchmarks.md. What
+a process holds besides model states (libraries, activations, buffers) is measured by the same run of a model of hardly
+any weights, and taken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from sft_dist import builtin_models
+from sft_dist.modelinfo import count_parameters
+from tests import tiny
+from tests.recipes import environment, write_conversations
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+
+
+def formula(strategy: str, weights: int, processes: int) -> float:
+    """Bytes of fp32 weights (4), gradients (4) and Adam's states (K = 8) on a process.
+
+    Rajbhandari et al. 2020 (ZeRO), figure 1, with 4 bytes instead of 2 for weights and gradients: stage 1 shards the
+    states, stage 2 the gradients as well, stage 3 all. DeepSpeed keeps one more fp32 copy of the weights that a process
+    updates, the master weights, of which the paper counts 4 of its K = 12.
+    """
+    master = 4 if strategy.startswith("zero") else 0
+    whole, sharded = {"ddp": (16, 0), "zero1": (8, 8 + master), "zero2": (4, 12 + master), "zero3": (0, 16 + master),
+                      "fsdp2": (0, 16)}[strategy]  # fmt: skip
+    return weights * (whole + sharded / processes)
+
+
+def peak(folder: Path, model: str, strategy: str, processes: int) -> float:
+    """The most resident memory of any process of a run, in bytes."""
+    run = folder / f"{strategy}-{Path(model).name}"
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "stage": "sft",
+                "model": {"model_name_or_path": model},
+                "data": {"dataset_name": str(folder / "train.jsonl")},
+                "train": {"max_length": 64, "per_device_train_batch_size": 1, "max_steps": 3, "bf16": False,
+                          "logging_steps": 1, "report_to": []},
+                "parallel": {"strategy": strategy, "processes": processes},
+                "output": {"output_dir": str(run)},
+                "eval": {"enabled": False},
+            }
+        )
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "run", str(recipe)],
+        env=environment(folder), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    return float(json.loads((run / "summary.json").read_text())["peak_memory_gb"]) * 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--processes", type=int, default=4)
+    size = parser.parse_args().processes
+    weights = count_parameters(builtin_models.CONFIG)
+    assert weights is not None
+    print(f"{weights / 1e6:.1f} M weights, {size} processes\n")
+    print("| strategy | peak, GB | of a tiny model, GB | model states, GB | by the formula, GB | ratio |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_conversations(folder / "train.jsonl", 4 * size)
+        tiny_model = str(tiny.save_model(folder / "tiny"))
+        for strategy in STRATEGIES:
+            base = peak(folder, tiny_model, strategy, size)
+            whole = peak(folder, builtin_models.NAME, strategy, size)
+            expected = formula(strategy, weights, size)
+            print(
+                f"| {strategy} | {whole / 1e9:.2f} | {base / 1e9:.2f} | {(whole - base) / 1e9:.2f} | "
+                f"{expected / 1e9:.2f} | {(whole - base) / expected:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
