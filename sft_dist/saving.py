@@ -105,8 +105,9 @@ def _whole(source: Any) -> torch.Tensor:
     if isinstance(source, DTensor):
         full: torch.Tensor = source.full_tensor()
         return full
-    # What a frozen weight, or one that is not trained yet, does not have.
-    if hasattr(source, "_z3_optimizer") or getattr(source, "_hp_mapping", None) is not None:
+    # Frozen weights, and those that are not trained yet, have neither. Under ZeRO-1 and 2 the mapping is None where
+    # another process updates the weight, and that process takes part all the same.
+    if hasattr(source, "_z3_optimizer") or hasattr(source, "_hp_mapping"):
         from deepspeed.utils import safe_get_full_fp32_param
 
         master: torch.Tensor | None = safe_get_full_fp32_param(source)

@@ -1,0 +1,106 @@
+"""The matrix: OPT, Llama and Mistral in small, under every strategy, have the numbers of one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.environment import STRATEGIES
+from sft_dist.verify.cases import CASES, SHAPES
+from tests import tiny
+from tests.recipes import command, sft_dist, small_recipe
+
+SPREAD = [strategy for strategy in STRATEGIES if strategy != "single"]
+# Under ZeRO-1 some weights have no part on some of four processes.
+ON_FOUR = ["ddp", "zero1", "zero3", "zero3_hpz", "fsdp2", "fsdp2_hybrid"]
+Cells = dict[tuple[str, str, str], dict[str, Any]]
+
+
+def verified(folder: Path, *words: str) -> tuple[Cells, str]:
+    done = sft_dist(folder, "verify", "--output", str(folder / "out"), *words, limit=1500)
+    assert done.returncode in (0, 1), done.stdout[-3000:] + done.stderr[-3000:]
+    cells = json.loads((folder / "out" / "differences.json").read_text())
+    return {(cell["shape"], cell["strategy"], cell["case"]): cell for cell in cells}, done.stdout
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory: pytest.TempPathFactory) -> Cells:
+    return verified(tmp_path_factory.mktemp("two"))[0]
+
+
+@pytest.fixture(scope="module")
+def on_four(tmp_path_factory: pytest.TempPathFactory) -> Cells:
+    """Two nodes of two processes, for what is sharded within a node."""
+    words = [word for strategy in ON_FOUR for word in ("--strategy", strategy)]
+    return verified(tmp_path_factory.mktemp("four"), "--processes", "4", "--case", "full", *words)[0]
+
+
+def assert_equal(cell: dict[str, Any]) -> None:
+    assert cell["difference"] is not None, cell["why"]
+    assert cell["equal"], cell["difference"]
+    assert max(cell["difference"].values()) <= 1e-5
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("strategy", ["single, accumulated", *SPREAD])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_two_processes_have_the_numbers_of_one(on_two: Cells, shape: str, strategy: str) -> None:
+    mine = [cell for (s, t, _), cell in on_two.items() if (s, t) == (shape, strategy)]
+    assert [cell["case"] for cell in mine] == [case.name for case in CASES]
+    for cell in mine:
+        assert_equal(cell)
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("strategy", ON_FOUR)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_four_processes_have_the_numbers_of_one(on_four: Cells, shape: str, strategy: str) -> None:
+    assert_equal(on_four[shape, strategy, "full"])
+
+
+def test_a_recipe_s_own_model_is_verified_in_its_shape(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, tiny.save_model(tmp_path / "model", "opt"))
+    cells, told = verified(tmp_path, str(recipe), "train.weight_decay=0.1", "--strategy", "ddp", "--case", "full")
+    assert set(cells) == {("recipe", "single, accumulated", "full"), ("recipe", "ddp", "full")}
+    for cell in cells.values():
+        assert_equal(cell)
+    assert "2 of 2 runs have the numbers of one process (to 1e-05, fp32)" in told
+    trained = (tmp_path / "out" / "recipe" / "runs" / "ddp" / "full" / "recipe.yaml").read_text()
+    assert "weight_decay: 0.1" in trained
+
+
+def test_a_difference_is_found_and_named(tmp_path: Path) -> None:
+    """A loss that is off by 3e-5 at one step, and a run that is not there."""
+    verified(tmp_path, "--shape", "llama", "--strategy", "ddp", "--case", "full")
+    run = tmp_path / "out" / "llama" / "runs" / "ddp" / "full"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows[3]["loss"] *= 1 + 3e-5
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("-m", "sft_dist.verify", "report", str(tmp_path / "out"), "accumulated", "ddp")
+    done = command(tmp_path, sys.executable, *words)
+    assert done.returncode == 1
+    assert "llama, ddp, full: loss 3.0e-05" in done.stdout
+    assert "1 of 2 runs have the numbers of one process" in done.stdout
+    shutil.rmtree(run)
+    done = command(tmp_path, sys.executable, *words)
+    assert done.returncode == 1
+    assert "llama, ddp, full: the run under ddp did not end" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--strategy", "zero9"], "--strategy: zero9 is none of single, ddp, zero1"),
+        (["--case", "fp8"], "--case: fp8 is none of full, packed, checkpointing, tied, lora, qlora"),
+        (["--shape", "gpt"], "--shape: gpt is none of opt, llama, mistral"),
+    ],
+)
+def test_what_there_is_not_cannot_be_verified(tmp_path: Path, words: list[str], said: str) -> None:
+    done = sft_dist(tmp_path, "verify", *words)
+    assert (done.returncode, done.stderr.strip()) == (2, f"sft-dist: {done.stderr.strip()[10:]}")
+    assert said in done.stderr
