@@ -118,9 +118,7 @@ def test_precision_that_the_gpus_lack(tmp_path: Path, model: Path, monkeypatch: 
         ({"quantization_config": {"quant_method": "awq"}}, "its weights are quantised by awq already"),
     ],
 )
-def test_a_model_that_bitsandbytes_cannot_take(
-    tmp_path: Path, model: Path, change: dict[str, Any], said: str
-) -> None:
+def test_a_model_that_bitsandbytes_cannot_take(tmp_path: Path, model: Path, change: dict[str, Any], said: str) -> None:
     import shutil
 
     copy = tmp_path / "copy"
