@@ -244,6 +244,9 @@ def _zero(backend: Backend, recipe: Recipe, sizes: Sizes, cuda: bool) -> dict[st
             # transformers' proportions: nine tenths of a matrix ahead, and norms and biases kept whole.
             "stage3_prefetch_bucket_size": int(0.9 * sizes.hidden**2),
             "stage3_param_persistence_threshold": 10 * sizes.hidden,
+            # Two layers are gathered at a time. By DeepSpeed's default, a billion elements, small models stay whole.
+            "stage3_max_live_parameters": 24 * sizes.hidden**2,
+            "stage3_max_reuse_distance": 24 * sizes.hidden**2,
             # Weights are written shard by shard (sft_dist/saving.py), and never gathered in one process.
             "stage3_gather_16bit_weights_on_model_save": False,
         }

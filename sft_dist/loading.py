@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from sft_dist.backend import Backend
 from sft_dist.config import Recipe
 from sft_dist.models import load_config, load_model
 from sft_dist.shape import whole_weights
-from sft_dist.tensor_files import tensor_files
+from sft_dist.tensor_files import TensorFiles, tensor_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,23 +36,14 @@ def load_trained_model(
     All ranks call it together, when the process group is there. Raises :class:`UserError`.
     """
     _set_up(backend)
-    how = straight_reason(path, recipe, tokenizer, backend)
-    if how is None and backend.kind == "fsdp2":
-        model = _fsdp2_straight(path, recipe, backend, world, bf16)
-    elif how is None and backend.stage == 3:
-        model = adapters.wrap(_zero3_straight(path, recipe), recipe.peft, backend)
+    found = _straight(path, recipe, tokenizer, backend)
+    if isinstance(found, _Straight):
+        model = (_fsdp2 if backend.kind == "fsdp2" else _zero3)(found, recipe, backend, world, bf16)
+        _generation_config(model, path, recipe)
     else:
-        if how:
-            say(f"weights: each process reads all of them first ({how})")
-        quantized = None
-        if recipe.peft.load_in_4bit:
-            dtype = getattr(torch, recipe.model.dtype)
-            quantized = adapters.quantization_config(recipe.peft, dtype, bf16, backend)
-        model = load_model(path, recipe.model, tokenizer, quantized)
-        adapters.keep_quantised(model)
-        model = adapters.wrap(model, recipe.peft, backend)
-        if backend.kind == "fsdp2":
-            fsdp2.shard(model, _mesh(backend, world), bf16, _checkpointing(recipe))
+        if found:
+            say(f"weights: each process reads all of them first ({found})")
+        model = _whole(path, recipe, tokenizer, backend, world, bf16)
     adapters.draw(model, recipe.train.seed)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -68,8 +60,17 @@ def _set_up(backend: Backend) -> None:
         deepspeed.init_distributed(auto_mpi_discovery=False)
 
 
-def straight_reason(path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, backend: Backend) -> str | None:
-    """Why weights cannot be read straight into shards; empty where nothing is sharded; None where they can be."""
+@dataclass(frozen=True)
+class _Straight:
+    """What it takes to read weights straight into shards: the files, where each weight is in them, how to build."""
+
+    files: TensorFiles
+    place: dict[str, str]
+    make: Callable[[], Any]
+
+
+def _straight(path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, backend: Backend) -> _Straight | str:
+    """That, or why it cannot be; an empty reason where nothing is sharded."""
     if not backend.shards_weights:
         return ""
     if recipe.peft.load_in_4bit:
@@ -81,80 +82,79 @@ def straight_reason(path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBas
     files = tensor_files(path, recipe.model.model_revision)
     if files is None:
         return "they are no safetensors"
+    make = _maker(path, recipe)
     with whole_weights():
-        model = _build(path, recipe, straight.without_values())
+        model = straight.build(make, straight.without_values())
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         return "the embeddings grow with the tokenizer"
-    if straight.places(model, files) is None:
+    place = straight.places(model, files)
+    if place is None:
         return "their names in the files are not those of the model"
-    return None
+    return _Straight(files, place, make)
 
 
-def _build(path: str, recipe: Recipe, where: Any) -> Any:
+def _maker(path: str, recipe: Recipe) -> Callable[[], Any]:
     config = load_config(path, recipe.model)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype)}
     if recipe.model.attn_implementation:
         options["attn_implementation"] = recipe.model.attn_implementation
 
     def make() -> Any:
-        return AutoModelForCausalLM.from_config(
-            config,
-            dtype=getattr(torch, recipe.model.dtype),
-            trust_remote_code=recipe.model.trust_remote_code,
-            **options,
-        )
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code, **options)
 
-    model = straight.build(make, where)
-    model.tie_weights()
-    return model
+    return make
 
 
-def _fsdp2_straight(path: str, recipe: Recipe, backend: Backend, world: World, bf16: bool) -> Any:
-    files = tensor_files(path, recipe.model.model_revision)
-    bare = _build(path, recipe, straight.without_values())
-    assert files is not None
-    place = straight.places(bare, files)
-    assert place is not None
+def _fsdp2(found: _Straight, recipe: Recipe, backend: Backend, world: World, bf16: bool) -> Any:
+    bare = straight.build(found.make, straight.without_values())
     model = adapters.wrap(bare, recipe.peft, backend)
-    fsdp2.shard(model, _mesh(backend, world), bf16, _checkpointing(recipe))
+    _shard(model, recipe, backend, world, bf16)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     fsdp2.materialize(model, device)
-    straight.fill_fsdp2(model.named_parameters(), files, place)
-    _generation_config(bare, path, recipe)
+    straight.fill_fsdp2(model.named_parameters(), found.files, found.place)
     return model
 
 
-def _zero3_straight(path: str, recipe: Recipe) -> Any:
+def _zero3(found: _Straight, recipe: Recipe, backend: Backend, _: World, __: bool) -> Any:
     import deepspeed
     from transformers.integrations.deepspeed import deepspeed_config, prevent_arange_dtype_change
 
-    files = tensor_files(path, recipe.model.model_revision)
     settings = deepspeed_config()
     # Left to itself transformers would gather every layer once more, to draw values that are read from files anyhow.
     with whole_weights(), prevent_arange_dtype_change():
-        model = _build(path, recipe, deepspeed.zero.Init(config_dict_or_path=settings))
-    assert files is not None
-    place = straight.places(model, files)
-    assert place is not None
-    straight.fill_zero3(model.named_parameters(), files, place)
-    _generation_config(model, path, recipe)
+        bare = straight.build(found.make, deepspeed.zero.Init(config_dict_or_path=settings))
+    straight.fill_zero3(bare.named_parameters(), found.files, found.place)
+    return adapters.wrap(bare, recipe.peft, backend)
+
+
+def _whole(
+    path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, backend: Backend, world: World, bf16: bool
+) -> Any:
+    quantized = None
+    if recipe.peft.load_in_4bit:
+        dtype = getattr(torch, recipe.model.dtype)
+        quantized = adapters.quantization_config(recipe.peft, dtype, bf16, backend)
+    model = load_model(path, recipe.model, tokenizer, quantized)
+    adapters.keep_quantised(model)
+    model = adapters.wrap(model, recipe.peft, backend)
+    if backend.kind == "fsdp2":
+        _shard(model, recipe, backend, world, bf16)
     return model
+
+
+def _shard(model: Any, recipe: Recipe, backend: Backend, world: World, bf16: bool) -> None:
+    mesh = fsdp2.make_mesh(world.size, world.local_size, backend.node_shards)
+    checkpointing = None
+    if recipe.train.gradient_checkpointing:
+        checkpointing = {"use_reentrant": False} | (recipe.train.gradient_checkpointing_kwargs or {})
+    fsdp2.shard(model, mesh, bf16, checkpointing)
 
 
 def _generation_config(model: Any, path: str, recipe: Recipe) -> None:
     from transformers import GenerationConfig
 
+    base = model.get_base_model() if recipe.peft.use_peft else model
     try:
-        model.generation_config = GenerationConfig.from_pretrained(path, revision=recipe.model.model_revision)
+        base.generation_config = GenerationConfig.from_pretrained(path, revision=recipe.model.model_revision)
     except OSError:
-        model.generation_config = GenerationConfig.from_model_config(model.config)
-
-
-def _mesh(backend: Backend, world: World) -> Any:
-    return fsdp2.make_mesh(world.size, world.local_size, backend.node_shards)
-
-
-def _checkpointing(recipe: Recipe) -> dict[str, Any] | None:
-    if not recipe.train.gradient_checkpointing:
-        return None
-    return {"use_reentrant": False} | (recipe.train.gradient_checkpointing_kwargs or {})
+        base.generation_config = GenerationConfig.from_model_config(base.config)

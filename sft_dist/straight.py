@@ -77,8 +77,10 @@ def without_values() -> AbstractContextManager[Any]:
 
 
 def build(make: Callable[[], Any], where: AbstractContextManager[Any]) -> Any:
-    """A model of `make`, its parameters placed by `where` and given no values."""
+    """A model of `make`, its parameters placed by `where` and given no values; tied weights are tied."""
     from transformers.initialization import no_init_weights
 
     with where, no_init_weights():
-        return make()
+        model = make()
+    model.tie_weights()
+    return model

@@ -10,12 +10,14 @@ any weights, and taken off.
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import psutil
 import yaml
 
 from sft_dist import builtin_models
@@ -40,7 +42,7 @@ def formula(strategy: str, weights: int, processes: int) -> float:
 
 
 def peak(folder: Path, model: str, strategy: str, processes: int) -> float:
-    """The most resident memory of any process of a run, in bytes."""
+    """The most memory of its own that any process of a run held, in bytes; mapped files are not its own."""
     run = folder / f"{strategy}-{Path(model).name}"
     recipe = folder / "recipe.yaml"
     recipe.write_text(
@@ -57,13 +59,27 @@ def peak(folder: Path, model: str, strategy: str, processes: int) -> float:
             }
         )
     )  # fmt: skip
-    done = subprocess.run(
+    launcher = psutil.Popen(
         [sys.executable, "-m", "launch.cli", "run", str(recipe)],
-        env=environment(folder), capture_output=True, text=True, check=False,
+        env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
-    return float(json.loads((run / "summary.json").read_text())["peak_memory_gb"]) * 1e9
+    most = 0
+    while launcher.poll() is None:
+        most = max(most, _most_of_children(launcher))
+        time.sleep(0.02)
+    if launcher.returncode:
+        raise SystemExit(f"{strategy}: the run ended with {launcher.returncode}")
+    return float(most)
+
+
+def _most_of_children(launcher: psutil.Popen) -> int:
+    found = [0]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in launcher.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                memory = child.memory_info()
+                found.append(memory.rss - memory.shared)
+    return max(found)
 
 
 def main() -> None:

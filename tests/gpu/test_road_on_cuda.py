@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from launch.environment import STRATEGIES
+from launch.local import NODE_SHARDS
 from sft_dist.hardware import peak_flops
 from tests import tiny
 from tests.recipes import records, sft_dist, small_recipe
@@ -46,8 +48,10 @@ def test_bf16_trains_measures_and_saves_a_model_that_loads(tmp_path: Path, archi
     assert ("mfu" in last) == (peak_flops(torch.cuda.get_device_name()) is not None)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+@pytest.mark.parametrize("strategy", [strategy for strategy in STRATEGIES if strategy != "single"])
 def test_all_gpus_give_the_losses_of_one(tmp_path: Path, strategy: str) -> None:
+    if strategy in NODE_SHARDS and GPUS == 1:
+        pytest.skip("needs several GPUs")
     spread = ["train.bf16=false", f"parallel.global_batch_size={2 * GPUS}"]
     alone = trained(tmp_path / "alone", "llama", "parallel.processes=1", *spread)
     every = trained(tmp_path / "every", "llama", f"parallel.processes={GPUS}", f"parallel.strategy={strategy}", *spread)
@@ -67,3 +71,8 @@ def test_lora_with_gradient_checkpointing(tmp_path: Path) -> None:
     run = trained(tmp_path, "llama", "peft.use_peft=true", "train.learning_rate=0.01", "parallel.processes=1")
     assert losses(run)[-1] < losses(run)[0]
     assert (run / "model" / "adapter_model.safetensors").exists()
+
+
+def test_no_strategy_changes_a_number_on_the_gpus(tmp_path: Path) -> None:
+    done = sft_dist(tmp_path, "verify", "--shape", "llama", limit=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
