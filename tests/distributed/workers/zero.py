@@ -21,6 +21,8 @@ for stage in (1, 2, 3):
         config={
             "train_micro_batch_size_per_gpu": orders.ROWS,
             "gradient_accumulation_steps": orders.MICRO_BATCHES,
+            # The default is 1.0.
+            "gradient_clipping": 0.0,
             # ZeRO-3's own linear layer sums the gradient of a bias in an order of its own.
             "zero_optimization": {"stage": stage, "memory_efficient_linear": False},
             "zero_allow_untested_optimizer": True,
