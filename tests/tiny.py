@@ -90,8 +90,13 @@ def _wrapped(tokenizer: Tokenizer, template: str | None, **names: Any) -> PreTra
     return wrapped
 
 
-def save_model(folder: Path, architecture: str = "llama", layers: int = 2, seed: int = 0) -> Path:
-    """A model directory of a small random model with its tokenizer. Architectures: llama, opt."""
+def save_model(
+    folder: Path, architecture: str = "llama", layers: int = 2, seed: int = 0, activation: str = "relu"
+) -> Path:
+    """A model directory of a small random model with its tokenizer. Architectures: llama, opt.
+
+    `activation` is OPT's. Comparisons of two paths take a smooth one, "gelu" (docs/parity.md).
+    """
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
@@ -100,7 +105,8 @@ def save_model(folder: Path, architecture: str = "llama", layers: int = 2, seed:
                             "num_attention_heads": 4, "max_position_embeddings": 512}  # fmt: skip
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     if architecture == "opt":
-        config = OPTConfig(**size, **ids, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0)
+        config = OPTConfig(**size, **ids, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0,
+                           activation_function=activation)  # fmt: skip
     else:
         config = LlamaConfig(**size, **ids, intermediate_size=128, num_key_value_heads=2, tie_word_embeddings=True)
     torch.manual_seed(seed)

@@ -34,16 +34,26 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
+def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The largest difference between weights, relative to the root mean square of their tensor's entries."""
+    return max(
+        ((found[name] - weight).abs().max() / weight.pow(2).mean().sqrt().clamp(min=1e-3)).item()
+        for name, weight in expected.items()
+    )
+
+
 @pytest.mark.parametrize("architecture", ["llama", "opt"])
 def test_losses_and_weights_are_equal_however_the_run_is_spread(tmp_path: Path, architecture: str) -> None:
-    recipe = small_recipe(tmp_path, tiny.save_model(tmp_path / "model", architecture))
+    # No ReLU and no tiny epsilon: either lets round-off grow (docs/parity.md).
+    recipe = small_recipe(tmp_path, tiny.save_model(tmp_path / "model", architecture, activation="gelu"))
+    smooth = "train.adam_epsilon=1e-4"
     out = {name: tmp_path / name for name in ("one", "accumulated", "two", "ddp", "zero2")}
     where = {name: f"output.output_dir={folder}" for name, folder in out.items()}
-    run(tmp_path, recipe, where["one"], "parallel.processes=1", "train.per_device_train_batch_size=4")
-    run(tmp_path, recipe, where["accumulated"], "parallel.processes=1", "train.gradient_checkpointing=false")
-    run(tmp_path, recipe, where["two"], "parallel.processes=2")
-    accelerate(tmp_path, "ddp", recipe, where["ddp"])
-    accelerate(tmp_path, "zero2", recipe, where["zero2"])
+    run(tmp_path, recipe, where["one"], "parallel.processes=1", "train.per_device_train_batch_size=4", smooth)
+    run(tmp_path, recipe, where["accumulated"], "parallel.processes=1", "train.gradient_checkpointing=false", smooth)
+    run(tmp_path, recipe, where["two"], "parallel.processes=2", smooth)
+    accelerate(tmp_path, "ddp", recipe, where["ddp"], smooth)
+    accelerate(tmp_path, "zero2", recipe, where["zero2"], smooth)
     reference = records(out["one"])
     # 45 rows in global batches of 4: twelve steps an epoch, the last of one row.
     assert len(reference) == 24
@@ -52,15 +62,12 @@ def test_losses_and_weights_are_equal_however_the_run_is_spread(tmp_path: Path, 
     for name in ("accumulated", "two", "ddp", "zero2"):
         found = records(out[name])
         for key in ("loss", "grad_norm"):
-            if key == "grad_norm" and name == "zero2" and architecture == "opt":
-                continue  # a ReLU input within round-off of zero may flip a unit there
             expected = torch.tensor([row[key] for row in reference], dtype=torch.float64)
             actual = torch.tensor([row[key] for row in found], dtype=torch.float64)
             worst = ((actual - expected).abs() / expected).max().item()
             assert worst < TOLERANCE, f"{name}: {key} differs by {worst:.1e}"
         assert [row["num_trained_tokens"] for row in found] == [row["num_trained_tokens"] for row in reference]
-    for name, tensor in weights(out["one"]).items():
-        torch.testing.assert_close(weights(out["two"])[name], tensor, rtol=1e-4, atol=1e-5)
+        assert distance(weights(out[name]), weights(out["one"])) < TOLERANCE, name
 
 
 def test_the_held_out_loss_is_a_mean_over_tokens(tmp_path: Path) -> None:
