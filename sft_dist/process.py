@@ -63,6 +63,8 @@ def quiet_libraries() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     # It looks for optional kernels at import and reports those it does not find.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    # It warns of DeepSpeed's number of micro-batches, which is the recipe's.
+    logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
     # Names that transformers will rename one day: news for us, not for the user.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|accelerate|peft|torch)\..*")
 

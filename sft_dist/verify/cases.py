@@ -14,6 +14,7 @@ STEPS_OF_AN_EPOCH = 4
 # The last global batch of an epoch holds three rows.
 RECORDS = GLOBAL_BATCH * (STEPS_OF_AN_EPOCH - 1) + 3
 EPOCHS = 2
+LEARNING_RATE = 1e-3
 SHAPES = ("opt", "llama", "mistral")
 # Relative, in fp32.
 TOLERANCE = 1e-5
