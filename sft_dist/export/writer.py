@@ -93,4 +93,6 @@ def _numbers(tensor: Made) -> memoryview:
     made = tensor.make()
     if tuple(made.shape) != tensor.shape or made.dtype != tensor.dtype:
         raise RuntimeError(f"{tensor.name}: {made.dtype} {tuple(made.shape)} made, not as announced")
-    return memoryview(made.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    flat = made.detach().contiguous().reshape(-1)
+    numbers: memoryview = flat.view(torch.uint8).numpy().data
+    return numbers
