@@ -73,7 +73,7 @@ def test_a_checkpoint_of_fsdp2_without_its_processes(checkpoints: Path, tmp_path
     assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
 
 
-def copied(name: str) -> Callable[[Path], Path]:
+def gone(name: str) -> Callable[[Path], Path]:
     """A file that is taken away."""
 
     def damage(folder: Path) -> Path:
@@ -96,15 +96,15 @@ def cut(name: str) -> Callable[[Path], Path]:
 
 
 DAMAGES = {
-    "rank": ("zero2", copied("zero_pp_rank_0_*optim_states.pt")),
-    "last rank": ("zero3", copied("zero_pp_rank_1_*optim_states.pt")),
-    "model states": ("zero3", copied("zero_pp_rank_1_*model_states.pt")),
-    "latest": ("zero1", copied("latest")),
+    "rank": ("zero2", gone("zero_pp_rank_0_*optim_states.pt")),
+    "last rank": ("zero3", gone("zero_pp_rank_1_*optim_states.pt")),
+    "model states": ("zero3", gone("zero_pp_rank_1_*model_states.pt")),
+    "latest": ("zero1", gone("latest")),
     "optimizer cut": ("zero1", cut("zero_pp_rank_1_*optim_states.pt")),
     "model states cut": ("zero2", cut("mp_rank_00_model_states.pt")),
-    "fsdp2 rank": ("fsdp2", copied("__1_0.distcp")),
+    "fsdp2 rank": ("fsdp2", gone("__1_0.distcp")),
     "fsdp2 cut": ("fsdp2", cut("__0_0.distcp")),
-    "fsdp2 metadata": ("fsdp2", copied(".metadata")),
+    "fsdp2 metadata": ("fsdp2", gone(".metadata")),
     "fsdp2 metadata cut": ("fsdp2", cut(".metadata")),
 }
 
@@ -125,11 +125,10 @@ def test_damage_is_one_line(checkpoints: Path, tmp_path: Path, case: str, capsys
 
 @pytest.mark.parametrize("strategy", RUNS)
 def test_a_checkpoint_of_the_last_step_is_the_model_of_the_run(runs: Path, tmp_path: Path, strategy: str) -> None:
-    """By the command; adapters are merged from the checkpoint and from the run's folder."""
+    """Adapters are merged from the checkpoint and from the run's folder."""
     run = runs / strategy
     for source, name in ((run, "run"), (run / "checkpoints" / "checkpoint-3", "checkpoint")):
-        done = sft_dist(tmp_path, "export", str(source), "--output", str(tmp_path / name))
-        assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stdout + done.stderr
+        export(str(source), tmp_path / name, Wishes())
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "checkpoint"))
     assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
     base = load_file(runs / "base" / "model.safetensors")
@@ -140,6 +139,15 @@ def test_a_checkpoint_of_the_last_step_is_the_model_of_the_run(runs: Path, tmp_p
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(runs / "base"), run / "model")
         merged = model.merge_and_unload().state_dict()
         assert all((merged[n] - first[n]).abs().max() < 1e-6 for n in first)
+
+
+def test_the_command(runs: Path, tmp_path: Path) -> None:
+    words = ("--output", str(tmp_path / "out"), "--dtype", "bfloat16", "--max-shard-size", "100KB")
+    done = sft_dist(tmp_path, "export", str(runs / "zero3" / "checkpoints" / "checkpoint-3"), *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'out'}: 20 tensors, 0.000201 GB in 3 files\n"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert model.dtype == torch.bfloat16 and model.config.dtype == torch.bfloat16
 
 
 def test_a_run_that_was_killed_has_all_that_is_needed(runs: Path, tmp_path: Path) -> None:

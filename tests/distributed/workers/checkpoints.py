@@ -18,7 +18,7 @@ def model() -> Any:
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(
         LlamaConfig(vocab_size=101, hidden_size=36, intermediate_size=51, num_hidden_layers=3, num_attention_heads=4,
-                    num_key_value_heads=1, head_dim=9, tie_word_embeddings=True)
+                    num_key_value_heads=1, head_dim=10, tie_word_embeddings=True)
     )  # fmt: skip
     made.model.layers[1].mlp.up_proj.weight.requires_grad_(False)
     return made
