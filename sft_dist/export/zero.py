@@ -91,7 +91,7 @@ def zero_tensors(checkpoint: Path) -> ZeroTensors:
         cut = _cut_by_rank if stage == 3 else _cut_through
         parts = cut(folder, shapes, optimizers)
         known = {name: shape for group in shapes for name, shape in group.items()}
-        _add_others(folder, models, parts, known)
+        _add_others(folder, models, parts, known, whole=stage < 3)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: not as expected ({type(error).__name__}: {error}); {_OTHER}") from error
     return ZeroTensors(parts, known)
@@ -196,17 +196,22 @@ def _between(stretches: Sequence[torch.Tensor], start: int, stop: int) -> list[t
 
 
 def _add_others(folder: Path, models: Sequence[Any], parts: dict[str, list[torch.Tensor]],
-                shapes: dict[str, tuple[int, ...]]) -> None:  # fmt: skip
-    """Buffers, frozen weights and the second names of shared ones."""
+                shapes: dict[str, tuple[int, ...]], whole: bool) -> None:  # fmt: skip
+    """Buffers, frozen weights and the second names of shared ones. `whole`: the model's own weights are not in parts."""
     first = models[0]
     for name in first["buffer_names"]:
         if (buffer := first["module"].get(name)) is not None:
             parts[name], shapes[name] = [buffer], tuple(buffer.shape)
     for name, shape in (first.get("frozen_param_shapes") or {}).items():
         parts[name], shapes[name] = [each["frozen_param_fragments"][name].detach() for each in models], tuple(shape)
+    shared = first["shared_params"]
+    # ZeRO-1 says nothing of frozen weights; below ZeRO-3 they lie whole among the model's own.
+    for name, tensor in (first["module"] if whole else {}).items():
+        if name not in parts and name not in shared and isinstance(tensor, torch.Tensor):
+            parts[name], shapes[name] = [tensor.detach()], tuple(tensor.shape)
     for name in shapes:
         if sum(part.numel() for part in parts[name]) < numel(shapes[name]):
             raise UserError(f"{folder}: a part of {name} is missing; {COPY_AGAIN}")
-    for alias, name in first["shared_params"].items():
+    for alias, name in shared.items():
         if name in parts:
             parts[alias], shapes[alias] = parts[name], shapes[name]

@@ -60,8 +60,12 @@ def test_as_deepspeed_converts_it(checkpoints: Path, tmp_path: Path, stage: int)
     export(str(folder), tmp_path / "out", Wishes(file_bytes=20_000))
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     wanted = get_fp32_state_dict_from_zero_checkpoint(str(folder))
-    assert ours.keys() == wanted.keys()
+    # DeepSpeed's conversion loses frozen weights under ZeRO-1.
+    lost = {"model.layers.1.mlp.up_proj.weight"} if stage == 1 else set()
+    assert ours.keys() - wanted.keys() == lost and not wanted.keys() - ours.keys()
     assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+    whole = torch.load(checkpoints / "fsdp2" / "whole.pt", weights_only=True)
+    assert all(torch.equal(ours[name], whole[name]) for name in lost)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
 
 
