@@ -197,7 +197,7 @@ def _between(stretches: Sequence[torch.Tensor], start: int, stop: int) -> list[t
 
 def _add_others(folder: Path, models: Sequence[Any], parts: dict[str, list[torch.Tensor]],
                 shapes: dict[str, tuple[int, ...]], whole: bool) -> None:  # fmt: skip
-    """Buffers, frozen weights and the second names of shared ones. `whole`: the model's own weights are not in parts."""
+    """Buffers, frozen weights and second names of shared ones. `whole`: the model's own weights are not in parts."""
     first = models[0]
     for name in first["buffer_names"]:
         if (buffer := first["module"].get(name)) is not None:

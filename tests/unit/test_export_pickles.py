@@ -77,5 +77,5 @@ def test_a_trap_in_the_description_of_an_fsdp2_checkpoint(tmp_path: Path, kind: 
 
 def test_a_dtype_is_the_only_thing_of_torch_itself(tmp_path: Path) -> None:
     (tmp_path / ".metadata").write_bytes(b"ctorch\nload\n(S'x'\ntR.")
-    with pytest.raises(UserError, match="torch.load"):
+    with pytest.raises(UserError, match=r"torch\.load"):
         distributed_tensors(tmp_path)
