@@ -78,6 +78,14 @@ def _eval(options: argparse.Namespace) -> int:
     return _module("sft_dist.evaluation", *words, model, str(recipe), *options.overrides)
 
 
+def _export(options: argparse.Namespace) -> int:
+    words = ["--output", options.output, "--max-shard-size", options.max_shard_size]
+    words += ["--dtype", options.dtype] if options.dtype else []
+    words += ["--base", options.base] if options.base else []
+    words += ["--keep-adapter"] if options.keep_adapter else []
+    return _module("sft_dist.export", *words, options.source)
+
+
 def _chat(options: argparse.Namespace) -> int:
     from launch import recipe_files
 
@@ -186,6 +194,15 @@ def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
 
 
+def _export_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("source", metavar="SOURCE", help="a run's folder, a checkpoint, a model or an adapter directory")
+    sub.add_argument("--output", metavar="DIR", required=True, help="a folder that does not exist yet")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: as in SOURCE)")
+    sub.add_argument("--base", metavar="MODEL", help="model to merge an adapter onto (default: the one it names)")
+    sub.add_argument("--keep-adapter", action="store_true", help="write the adapter alone, do not merge it")
+    sub.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="of an output file (5GB)")
+
+
 def _chat_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL_DIR", help="a run's folder, a model directory or a hub id")
     sub.add_argument("--system", help="system prompt")
@@ -200,6 +217,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
     ("verify", _verify, "prove that no strategy changes a number: a model in small, trained under each"),
     ("eval", _eval, "measure a model on the held-out data"),
+    ("export", _export, "write what a training left as a plain model directory"),
     ("chat", _chat, "talk to a model in the terminal"),
     ("recipes", _recipes, "list the packaged recipes"),
     ("schema", _schema, "print the JSON Schema of recipes, for editors"),
@@ -211,6 +229,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "lengths": _lengths_options,
     "verify": _verify_options,
     "eval": _eval_options,
+    "export": _export_options,
     "chat": _chat_options,
 }
 
