@@ -152,6 +152,17 @@ def _settings_of_a_mixture(recipe: Recipe) -> Iterator[Finding]:
             yield f"data.{key}", "has no effect without data.mixture; name sources there or leave this out"
 
 
+@_rule("data.mixture", "data.streaming", "data.stopping_strategy")
+def _end_of_a_streamed_mixture(recipe: Recipe) -> Iterator[Finding]:
+    data = recipe.data
+    default = DataSection.model_fields["stopping_strategy"].default
+    if data.mixture is not None and data.streaming and data.stopping_strategy != default:
+        yield (
+            "data.stopping_strategy",
+            "has no effect with data.streaming, where each source begins again by itself; leave this out",
+        )
+
+
 @_rule("data.mixture", "data.streaming")
 def _weights_of_a_stream(recipe: Recipe) -> Iterator[Finding]:
     sources = recipe.data.mixture or {}
