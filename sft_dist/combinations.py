@@ -294,6 +294,14 @@ def _optimizer_of_shards(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@_rule("parallel.strategy", "train.torch_compile")
+def _compilation_of_whole_weights(recipe: Recipe) -> Iterator[Finding]:
+    strategy = recipe.parallel.strategy
+    # Not proven to give the losses of one process where hooks gather weights or DeepSpeed wraps the model.
+    if recipe.train.torch_compile and strategy.startswith(("zero", "fsdp2")):
+        yield "train.torch_compile", f"cannot stand with {strategy} so far; leave it out, or take parallel.strategy=ddp"
+
+
 @_rule("model.attn_implementation", "model.dtype", "train.bf16")
 def _flash_attention_precision(recipe: Recipe) -> Iterator[Finding]:
     kernel = recipe.model.attn_implementation or ""

@@ -1,6 +1,6 @@
 """Training speed, memory and MFU on one GPU: this project beside TRL's trainer, padded and packed.
 
-    python -m tests.benchmarks.gpu_sft [--models opt-1.3b llama-7b llama-7b-full] [--steps N] [--json FILE] [--table FILE]
+    python -m tests.benchmarks.gpu_sft [--models opt-1.3b llama-7b] [--steps N] [--json FILE] [--table FILE]
 
 prints the table of docs/benchmarks.md. OPT-1.3B and Llama 7B have their shapes and random weights, so that nothing is
 read from a network; without a GPU the built-in SmolLM2-135M is trained, by the same code. Each measurement is a process

@@ -133,7 +133,7 @@ def figures(counts: Counts, seconds: float, flops: float, peak: float | None, me
 
 
 _HEAD = (
-    "| model | rows | attention | real tokens | real tokens/s | to TRL's padded | trained tokens/s | MFU | memory, GB |\n"
+    "| model | rows | attention | real tokens | real tokens/s | to TRL's padded | trained/s | MFU | memory, GB |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 
