@@ -78,9 +78,9 @@ def main(words: Sequence[str] | None = None) -> None:
             if options.json:
                 options.json.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
             if options.table:
-                options.table.write_text(table(cells) + "\n", encoding="utf-8")
+                options.table.write_text(table(cells, cuda) + "\n", encoding="utf-8")
     print(f"\n{cells[0].get('device')}; {', '.join(f'{name} {number}' for name, number in versions().items())}\n")
-    print(table(cells))
+    print(table(cells, cuda))
 
 
 if __name__ == "__main__":

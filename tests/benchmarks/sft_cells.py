@@ -57,7 +57,7 @@ CASES = {
     "opt-1.3b": Case("opt-1.3b"),
     "llama-7b": Case("llama-7b", lora=True, dtype="bfloat16", rows=2, accumulation=8),
     "llama-7b-full": Case("llama-7b", dtype="bfloat16", rows=4, accumulation=4, checkpointing=True),
-    "smollm2-135m": Case("smollm2-135m", length=256, rows=4, accumulation=2, uncounted=1, steps=4,
+    "smollm2-135m": Case("smollm2-135m", length=256, rows=4, accumulation=2, uncounted=1, steps=2,
                          data="python-docs", bf16=False),
     "tiny": Case("tiny", length=128, rows=2, uncounted=1, steps=2, data="python-docs"),
 }  # fmt: skip
@@ -113,10 +113,13 @@ def mfu(tokens_per_second: float, flops_per_token: float, peak: float) -> float:
     return tokens_per_second * flops_per_token / peak
 
 
-def figures(counts: Counts, seconds: float, flops: float, peak: float | None, memory: int) -> dict[str, Any]:
-    """The figures of a measurement: tokens/s, `fill` and `mfu` as shares, `memory_gb` in 1e9 bytes.
+def figures(
+    counts: Counts, seconds: float, cpu_seconds: float, flops: float, peak: float | None, memory: int
+) -> dict[str, Any]:
+    """The figures of a measurement: tokens/s, `fill` and `mfu` as shares, `peak_memory_gb` in 1e9 bytes.
 
-    `flops`: of one real token. `peak`: of the device, None where it is not known.
+    `seconds`: by the clock. `cpu_seconds`: of processor time, over all cores, which on a processor tells the work
+    whatever else the machine does. `flops`: of one real token. `peak`: of the device, None where it is not known.
     """
     speed = counts.real / seconds
     return {
@@ -126,36 +129,44 @@ def figures(counts: Counts, seconds: float, flops: float, peak: float | None, me
         "mfu": None if peak is None else mfu(speed, flops, peak),
         "peak_memory_gb": memory / 1e9,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "tokens_per_cpu_second": counts.real / cpu_seconds,
         "tokens": counts.real,
         "trained_tokens": counts.trained,
         "flops_per_token": flops,
     }
 
 
-_HEAD = (
-    "| model | rows | attention | real tokens | real tokens/s | to TRL's padded | trained/s | MFU | memory, GB |\n"
-    "|---|---|---|---|---|---|---|---|---|"
-)
+_HEADS = ("model", "rows", "attention", "real tokens", "real tokens/s", "to TRL's padded", "trained/s", "MFU",
+          "memory, GB")  # fmt: skip
 
 
-def table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown of all measurements, each with `model`, `way`, `attention` and either `figures` or a `fault`."""
+def table(cells: Sequence[Mapping[str, Any]], cuda: bool) -> str:
+    """Markdown of all measurements, each with `model`, `way`, `attention` and either `figures` or a `fault`.
+
+    Without a GPU tokens are told by the second of processor time, of one core.
+    """
+    second = "seconds" if cuda else "cpu_seconds"
     padded = {
-        cell["model"]: cell["figures"]["tokens_per_second"]
+        cell["model"]: cell["figures"]["tokens"] / cell["figures"][second]
         for cell in cells
         if cell["way"] == Way.TRL_PADDED.value and "figures" in cell
     }
-    return "\n".join([_HEAD, *(_line(cell, padded.get(cell["model"])) for cell in cells)])
+    heads = [head if cuda else head.replace("/s", "/CPU s") for head in _HEADS]
+    rule = "|" + "---|" * len(heads)
+    lines = [_line(cell, second, padded.get(cell["model"])) for cell in cells]
+    return "\n".join([f"| {' | '.join(heads)} |", rule, *lines])
 
 
-def _line(cell: Mapping[str, Any], padded: float | None) -> str:
+def _line(cell: Mapping[str, Any], second: str, padded: float | None) -> str:
     head = f"| {cell['model']} | {cell['way']} | {cell.get('attention', '')} |"
     if "figures" not in cell:
         return f"{head} {cell['fault']} | | | | | |"
     found = cell["figures"]
-    ratio = "" if padded is None else f"{found['tokens_per_second'] / padded:.2f}"
+    speed, learned = found["tokens"] / found[second], found["trained_tokens"] / found[second]
+    ratio = "" if padded is None else f"{speed / padded:.2f}"
     share = "" if found["mfu"] is None else f"{found['mfu']:.1%}"
     return (
-        f"{head} {found['fill']:.1%} | {found['tokens_per_second']:,.0f} | {ratio} | "
-        f"{found['trained_tokens_per_second']:,.0f} | {share} | {found['peak_memory_gb']:.1f} |"
+        f"{head} {found['fill']:.1%} | {speed:,.0f} | {ratio} | {learned:,.0f} | {share} | "
+        f"{found['peak_memory_gb']:.1f} |"
     )

@@ -166,11 +166,12 @@ def _documents(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class Clock(TrainerCallback):
-    """When each optimizer step ended, in seconds. Peak memory is of the steps on the clock where a GPU tells it."""
+    """When each optimizer step ended, in seconds by the clock and of processor time. Peak memory is of the steps on the clock where a GPU tells it."""
 
     def __init__(self, uncounted: int) -> None:
         self.uncounted = uncounted
         self.ends: list[float] = []
+        self.cpu: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if torch.cuda.is_available():
@@ -178,6 +179,7 @@ class Clock(TrainerCallback):
             if state.global_step == self.uncounted:
                 torch.cuda.reset_peak_memory_stats()
         self.ends.append(time.perf_counter())
+        self.cpu.append(time.process_time())
 
 
 def measure(case: Case, way: Way, folder: Path) -> dict[str, Any]:
@@ -202,8 +204,8 @@ def measure(case: Case, way: Way, folder: Path) -> dict[str, Any]:
     counts = sum(timed, Counts())
     flops = flops_per_token(trainer.model, text_config(trainer.model.config), seen_length(counts))
     peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    seconds = clock.ends[-1] - clock.ends[case.uncounted - 1]
-    found = figures(counts, seconds, flops, peak, peak_memory_bytes())
+    seconds, cpu = (ends[-1] - ends[case.uncounted - 1] for ends in (clock.ends, clock.cpu))
+    found = figures(counts, seconds, cpu, flops, peak, peak_memory_bytes())
     found["step_seconds"] = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
     return {"attention": recipe.model.attn_implementation, "figures": found}
 
@@ -212,7 +214,7 @@ def device() -> str:
     """The device in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} cores, no GPU"
+    return f"no GPU, {torch.get_num_threads()} thread(s)"
 
 
 def main() -> None:

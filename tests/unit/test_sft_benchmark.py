@@ -46,10 +46,10 @@ def test_a_token_sees_the_document_that_it_lies_in() -> None:
 
 
 def test_figures_are_of_real_tokens() -> None:
-    found = figures(Counts(1000, 400, 2000, 1), seconds=2, flops=1e9, peak=1e12, memory=3 * 10**9)
+    found = figures(Counts(1000, 400, 2000, 1), seconds=2, cpu_seconds=4, flops=1e9, peak=1e12, memory=3 * 10**9)
     assert (found["tokens_per_second"], found["trained_tokens_per_second"]) == (500, 200)
     assert (found["fill"], found["mfu"], found["peak_memory_gb"]) == (0.5, 0.5, 3)
-    assert figures(Counts(1000, 400, 2000, 1), 2, 1e9, None, 1)["mfu"] is None
+    assert figures(Counts(1000, 400, 2000, 1), 2, 4, 1e9, None, 1)["mfu"] is None
 
 
 def test_rows_of_both_trainers_count_alike() -> None:
@@ -68,15 +68,15 @@ def test_rows_of_both_trainers_count_alike() -> None:
 
 
 def test_a_table_tells_of_a_cell_that_ran_out_of_memory() -> None:
-    fine = figures(Counts(1000, 400, 2000, 1), 2, 1e9, 1e12, 3 * 10**9)
-    fast = figures(Counts(3000, 1200, 3000, 1), 2, 1e9, None, 4 * 10**9)
+    fine = figures(Counts(1000, 400, 2000, 1), 2, 4, 1e9, 1e12, 3 * 10**9)
+    fast = figures(Counts(3000, 1200, 3000, 1), 2, 6, 1e9, None, 4 * 10**9)
     cells = [
         {"model": "opt-1.3b", "way": Way.TRL_PADDED.value, "attention": "sdpa", "figures": fine},
         {"model": "opt-1.3b", "way": Way.TRL_PACKED.value, "attention": "sdpa", "fault": "out of memory"},
         {"model": "opt-1.3b", "way": Way.PACKED.value, "attention": "flex_attention", "figures": fast},
         {"model": "llama-7b", "way": Way.PACKED.value, "attention": "sdpa", "figures": fast},
     ]
-    head, rule, *lines = table(cells).splitlines()
+    head, rule, *lines = table(cells, cuda=True).splitlines()
     assert lines == [
         "| opt-1.3b | TRL, padded | sdpa | 50.0% | 500 | 1.00 | 200 | 50.0% | 3.0 |",
         "| opt-1.3b | TRL, packed | sdpa | out of memory | | | | | |",
@@ -84,6 +84,10 @@ def test_a_table_tells_of_a_cell_that_ran_out_of_memory() -> None:
         "| llama-7b | this project, packed | sdpa | 100.0% | 1,500 |  | 600 |  | 4.0 |",
     ]
     assert {line.count("|") for line in (head, rule, *lines)} == {10}
+    # On a processor, by its own time.
+    head, _, *lines = table(cells, cuda=False).splitlines()
+    assert "real tokens/CPU s" in head
+    assert [line.split(" | ")[4:6] for line in (lines[0], lines[2])] == [["250", "1.00"], ["500", "2.00"]]
 
 
 def test_a_process_that_dies_leaves_a_line() -> None:
