@@ -166,7 +166,10 @@ def _documents(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class Clock(TrainerCallback):
-    """When each optimizer step ended, in seconds by the clock and of processor time. Peak memory is of the steps on the clock where a GPU tells it."""
+    """When each optimizer step ended, in seconds by the clock and of processor time.
+
+    A GPU's peak memory is that of the steps on the clock; a processor's is that of the whole process.
+    """
 
     def __init__(self, uncounted: int) -> None:
         self.uncounted = uncounted
