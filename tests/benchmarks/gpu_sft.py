@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,10 +43,12 @@ def cell(name: str, case: Case, way: Way) -> dict[str, Any]:
 
 def fault(code: int, stderr: str) -> str:
     """Why a process ended without a result, short enough for a table."""
-    if code == -9:
-        return "killed (out of memory?)"
-    last = next((line for line in reversed(stderr.splitlines()) if line.strip()), f"exit code {code}")
-    return last.strip().replace("|", "/")[:120]
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"ended by {name} (out of memory?)" if name == "SIGKILL" else f"ended by {name}"
+    # Bars of progress are lines as well.
+    lines = [line.strip() for line in stderr.replace("\r", "\n").splitlines() if "Error" in line]
+    return (lines[-1] if lines else f"exit code {code}").replace("|", "/")[:120]
 
 
 def versions() -> dict[str, str]:

@@ -91,8 +91,9 @@ def test_a_table_tells_of_a_cell_that_ran_out_of_memory() -> None:
 
 
 def test_a_process_that_dies_leaves_a_line() -> None:
-    assert gpu_sft.fault(-9, "") == "killed (out of memory?)"
-    assert gpu_sft.fault(1, "Traceback\nValueError: a | b\n\n") == "ValueError: a / b"
+    assert gpu_sft.fault(-9, "") == "ended by SIGKILL (out of memory?)"
+    assert gpu_sft.fault(-15, "Error") == "ended by SIGTERM"
+    assert gpu_sft.fault(1, "Traceback\nValueError: a | b\n\nDone: 100%|##|\n") == "ValueError: a / b"
     assert gpu_sft.fault(3, "") == "exit code 3"
 
 
