@@ -207,6 +207,10 @@ def _parallel(recipe: Recipe) -> Iterator[Finding]:
             f"parallel.global_batch_size: {rows} rows do not divide over {processes} processes of {each} rows; "
             f"make it a multiple of {processes * each}"
         )
+    kernel = recipe.model.attn_implementation
+    # torch has its forward only on a processor: training would fail at the first step.
+    if kernel == "flex_attention" and not gpus:
+        raise UserError(f"model.attn_implementation: {kernel} trains on a GPU only, and there is none; take sdpa")
     able, why = devices.bf16_supported(gpus)
     if recipe.train.bf16 and not able:
         raise UserError(f"train.bf16: {why}; set train.bf16=false or leave it out")

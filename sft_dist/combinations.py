@@ -152,6 +152,17 @@ def _settings_of_a_mixture(recipe: Recipe) -> Iterator[Finding]:
             yield f"data.{key}", "has no effect without data.mixture; name sources there or leave this out"
 
 
+@_rule("data.mixture", "data.streaming", "data.stopping_strategy")
+def _end_of_a_streamed_mixture(recipe: Recipe) -> Iterator[Finding]:
+    data = recipe.data
+    default = DataSection.model_fields["stopping_strategy"].default
+    if data.mixture is not None and data.streaming and data.stopping_strategy != default:
+        yield (
+            "data.stopping_strategy",
+            "has no effect with data.streaming, where each source begins again by itself; leave this out",
+        )
+
+
 @_rule("data.mixture", "data.streaming")
 def _weights_of_a_stream(recipe: Recipe) -> Iterator[Finding]:
     sources = recipe.data.mixture or {}
@@ -281,6 +292,14 @@ def _optimizer_of_shards(recipe: Recipe) -> Iterator[Finding]:
             "train.optim",
             f"adafactor factors whole matrices, {strategy} gives it shards; take adamw_torch, or parallel.strategy=ddp",
         )
+
+
+@_rule("parallel.strategy", "train.torch_compile")
+def _compilation_of_whole_weights(recipe: Recipe) -> Iterator[Finding]:
+    strategy = recipe.parallel.strategy
+    # Not proven to give the losses of one process where hooks gather weights or DeepSpeed wraps the model.
+    if recipe.train.torch_compile and strategy.startswith(("zero", "fsdp2")):
+        yield "train.torch_compile", f"cannot stand with {strategy} so far; leave it out, or take parallel.strategy=ddp"
 
 
 @_rule("model.attn_implementation", "model.dtype", "train.bf16")

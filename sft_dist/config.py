@@ -211,6 +211,8 @@ class TrainSection(Section):
     """Recompute activations in the backward pass instead of keeping them."""
     gradient_checkpointing_kwargs: dict[str, Any] | None = None
     """Arguments of `torch.utils.checkpoint`; non-reentrant unless told otherwise."""
+    torch_compile: bool = False
+    """Compile the model with `torch.compile`: faster steps on a GPU, after a first one that takes minutes."""
     seed: Seed = 42
     """Seed of initialisation, dropout and, unless `data_seed` is set, of the order of the data."""
     data_seed: Seed | None = None

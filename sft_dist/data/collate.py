@@ -39,17 +39,19 @@ class Collator:
     """The collator of a training: rows of several documents are packed, single ones and held-out rows are padded.
 
     A training row is a list of documents (see `DocumentRows`), a held-out row is a document. `packed`: the training
-    rows are packed, even those of one document, so that all batches of a run are of one kind.
+    rows are packed, even those of one document, so that all batches of a run are of one kind. `length`: the width of
+    packed rows, that of the longest where it is None.
     """
 
     pad_token_id: int
     packed: bool = False
+    length: int | None = None
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
         if isinstance(rows[0], Mapping):
             return PaddingCollator(self.pad_token_id)(rows)
         if self.packed:
-            return PackedCollator(self.pad_token_id)(rows)
+            return PackedCollator(self.pad_token_id, self.length)(rows)
         return PaddingCollator(self.pad_token_id)([document for (document,) in rows])
 
 

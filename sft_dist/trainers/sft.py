@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from transformers import EvalPrediction
 
-from sft_dist.attention import Way, feed
+from sft_dist.attention import Way, feed, text_config
 from sft_dist.backend import Backend, Sizes, deepspeed_config
 from sft_dist.config import Recipe
 from sft_dist.data.arrangement import Arrangement, DocumentRows, document_lengths
@@ -93,6 +93,9 @@ def sft_config(
         )
     given["lr_scheduler_kwargs"] = given["lr_scheduler_kwargs"] or {}
     accumulation = accumulation_steps(recipe, world.size)
+    # `auto` may come to what the recipe's check did not see.
+    if recipe.train.torch_compile and backend.kind != "plain":
+        raise UserError(f"train.torch_compile: cannot stand with {backend.name} so far; leave it out")
     if backend.kind == "deepspeed":
         sizes = Sizes(accumulation, world.size, world.local_size, hidden)
         given["deepspeed"] = deepspeed_config(backend, recipe, sizes, bf16=bf16, cuda=torch.cuda.is_available())
@@ -173,10 +176,15 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
     def _feed(self, way: Way | None, mean_length: float, sources: Sequence[str]) -> None:
         self._way = way
         self._flops = flops_per_token(self.model, self.model.config, mean_length)
-        self.data_collator = Collator(self.processing_class.pad_token_id, packed=way is not None)
+        self.data_collator = Collator(self.processing_class.pad_token_id, way is not None, self._width())
         if sources:
             self.by_source = SourceLosses(sources, self.args.device)
             self.model.register_forward_hook(self._count_sources)
+
+    def _width(self) -> int | None:
+        """Tokens of every packed row where kernels are compiled, and would be anew for each width."""
+        flex = text_config(self.model.config)._attn_implementation == "flex_attention" and torch.cuda.is_available()
+        return self.args.max_length if flex or self.args.torch_compile else None
 
     @property
     def rows_per_step(self) -> int:

@@ -90,8 +90,10 @@ def main() -> None:
         tokenizer = load_tokenizer(path, recipe.model)
         train, _ = prepare(recipe, load_template(tokenizer, recipe.data), options.length)
         bf16 = use_bf16(None)
-        args = sft_config(recipe, RunDir(Path(folder)), World(0, 1, 0, 1), bf16, False, Backend(), hidden=0)
-        trainer = SFTTrainer(load_model(path, recipe.model, tokenizer), args, train.rows, None, tokenizer, Backend())
+        model, backend = load_model(path, recipe.model, tokenizer), Backend()
+        hidden = model.config.hidden_size
+        args = sft_config(recipe, RunDir(Path(folder)), World(0, 1, 0, 1), bf16, False, backend, hidden)
+        trainer = SFTTrainer(model, args, train.rows, None, tokenizer, backend)
         way = packed_way(trainer.model, recipe.data.packing, bf16, print)
         arrangement = Arrangement(document_lengths(train.rows), options.length, seed=0)
         trainer.arrange(arrangement, way)

@@ -123,6 +123,14 @@ def test_flash_attention_needs_bf16() -> None:
     assert load(text, "train.bf16=null").model.attn_implementation == "flash_attention_2"
 
 
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3_offload", "fsdp2", "fsdp2_hybrid"])
+def test_a_compiled_model_is_trained_whole(strategy: str) -> None:
+    text = train("torch_compile: true") + f"parallel: {{strategy: {strategy}}}\n"
+    (found,) = faults(text)
+    assert found.startswith(f"r.yaml:8: train.torch_compile: cannot stand with {strategy} so far; leave it out")
+    assert load(text, "parallel.strategy=ddp").train.torch_compile
+
+
 @pytest.mark.parametrize(
     ("where", "text"),
     [

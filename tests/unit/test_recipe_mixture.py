@@ -225,6 +225,15 @@ def test_a_stream_needs_every_weight() -> None:
     assert load(text, "data.mixture.docs.weight=1").data.streaming
 
 
+def test_a_streamed_mixture_has_no_end_to_choose() -> None:
+    text = mixed(data="streaming: true\nstopping_strategy: all_exhausted") + "train: {max_steps: 5}\n"
+    weights = "data.mixture.docs.weight=1"
+    (found,) = faults(text, weights)
+    assert found.startswith("r.yaml:5: data.stopping_strategy: has no effect with data.streaming")
+    assert load(text, weights, "data.stopping_strategy=first_exhausted").data.streaming
+    assert load(text, weights, "data.streaming=false").data.stopping_strategy == "all_exhausted"
+
+
 @pytest.mark.parametrize("data", ["dataset_test_split: ./test.jsonl", "test_split_size: 0.1", "deduplicate: true"])
 def test_what_can_stand_with_a_mixture_is_not_refused(data: str) -> None:
     assert load(mixed(data=data)).data.mixture
