@@ -17,20 +17,10 @@ from typing import Any
 
 import yaml
 
+from sft_dist import backend
 from sft_dist.errors import UserError
 
-STRATEGIES = (
-    "single",
-    "ddp",
-    "zero1",
-    "zero2",
-    "zero2_offload",
-    "zero3",
-    "zero3_offload",
-    "zero3_hpz",
-    "fsdp2",
-    "fsdp2_hybrid",
-)
+STRATEGIES = ("single", *backend.STRATEGIES)
 
 # What the elastic agent tells its workers about itself, and why it must not be told here.
 ABSENT = {

@@ -32,6 +32,11 @@ def config_of(recipe: Recipe) -> Mapping[str, Any] | None:
         return None
 
 
+def strategy_for(recipe: Recipe, processes: int, gpus: Sequence[Gpu]) -> str:
+    """What `auto` stands for on several processes. Without a GPU nothing has to fit, and the model is not looked at."""
+    return fitting(recipe, config_of(recipe) if gpus else None, processes, gpus)
+
+
 def fitting(recipe: Recipe, config: Mapping[str, Any] | None, processes: int, gpus: Sequence[Gpu]) -> str:
     """The first strategy of the ladder that fits on several processes; `ddp` where memory or size is not known."""
     weights = count_parameters(config) if config is not None else None

@@ -16,11 +16,10 @@ import sft_dist.errors
 from launch import devices, fit
 from launch.environment import worker_environments
 from launch.processes import Rank, run_ranks
+from sft_dist.backend import NODE_SHARDS
 from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 
-# They need a node of several processes; the other strategies work on one, and shard nothing.
-NODE_SHARDS = ("zero3_hpz", "fsdp2_hybrid")
 _TELEMETRY_OFF = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -94,7 +93,7 @@ def choose_strategy(recipe: Recipe, processes: int, gpus: Sequence[devices.Gpu])
     """The strategy, with `auto` resolved (see :mod:`launch.fit`). Raises :class:`UserError`."""
     strategy = recipe.parallel.strategy
     if strategy == "auto":
-        return "single" if processes == 1 else fit.fitting(recipe, fit.config_of(recipe), processes, gpus)
+        return "single" if processes == 1 else fit.strategy_for(recipe, processes, gpus)
     if strategy == "single" and processes > 1:
         raise UserError(
             f"parallel.strategy: single is one process, parallel.processes is {processes}; take auto, ddp or zero2"

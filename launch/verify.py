@@ -14,6 +14,7 @@ from pathlib import Path
 from launch import devices, local
 from launch.environment import STRATEGIES, worker_environments
 from launch.processes import Rank, run_ranks
+from sft_dist.backend import NODE_SHARDS
 from sft_dist.errors import UserError
 from sft_dist.verify.cases import ACCUMULATED, CASES, SHAPES, SINGLE, Plan
 
@@ -82,7 +83,7 @@ def _possible(strategy: str, processes: int) -> bool:
     if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         print(f"{strategy} is left out: deepspeed is not installed", flush=True)
         return False
-    if strategy in local.NODE_SHARDS and processes == 1:
+    if strategy in NODE_SHARDS and processes == 1:
         print(f"{strategy} is left out: it needs several processes", flush=True)
         return False
     return True
@@ -99,7 +100,7 @@ def _run(strategy: str, folder: Path, processes: int) -> None:
         omp_num_threads=1,
         base=local.base_environment(os.environ),
     )
-    if strategy in local.NODE_SHARDS and processes % 2 == 0 and processes > 2 and not devices.gpus():
+    if strategy in NODE_SHARDS and processes % 2 == 0 and processes > 2 and not devices.gpus():
         # Two nodes on one machine, so that there is something to shard within.
         environments = [one | {"LOCAL_WORLD_SIZE": str(processes // 2)} for one in environments]
     command = [sys.executable, "-u", "-m", "sft_dist.verify.worker", strategy, str(folder)]

@@ -100,6 +100,8 @@ STRATEGIES: dict[str, Backend] = {
     "fsdp2": Backend("fsdp2"),
     "fsdp2_hybrid": Backend("fsdp2", node_shards=True),
 }
+# They need a node of several processes; the others work on one, and shard nothing.
+NODE_SHARDS = tuple(name for name, backend in STRATEGIES.items() if backend.node_shards)
 
 
 def _true(environment: Mapping[str, str], name: str) -> bool:

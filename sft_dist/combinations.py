@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator
 
+from sft_dist.backend import NODE_SHARDS
 from sft_dist.config import DataSection, PeftSection, Recipe
 
 Finding = tuple[str, str]
@@ -268,7 +269,7 @@ def _single_is_one_process(recipe: Recipe) -> Iterator[Finding]:
 @_rule("parallel.strategy", "parallel.processes")
 def _a_node_has_several_processes(recipe: Recipe) -> Iterator[Finding]:
     strategy, processes = recipe.parallel.strategy, recipe.parallel.processes
-    if strategy in ("zero3_hpz", "fsdp2_hybrid") and processes == 1:
+    if strategy in NODE_SHARDS and processes == 1:
         yield (
             "parallel.strategy",
             f"{strategy} shards over the processes of a node, parallel.processes is 1; take single, or more processes",

@@ -62,10 +62,14 @@ def _set_up(backend: Backend) -> None:
 
 @dataclass(frozen=True)
 class _Straight:
-    """What it takes to read weights straight into shards: the files, where each weight is in them, how to build."""
+    """What it takes to read weights straight into shards: the files, and where each weight is in them.
+
+    `model`: without values, on the meta device. `make` makes another.
+    """
 
     files: TensorFiles
     place: dict[str, str]
+    model: Any
     make: Callable[[], Any]
 
 
@@ -90,7 +94,7 @@ def _straight(path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, bac
     place = straight.places(model, files)
     if place is None:
         return "their names in the files are not those of the model"
-    return _Straight(files, place, make)
+    return _Straight(files, place, model, make)
 
 
 def _maker(path: str, recipe: Recipe) -> Callable[[], Any]:
@@ -106,8 +110,7 @@ def _maker(path: str, recipe: Recipe) -> Callable[[], Any]:
 
 
 def _fsdp2(found: _Straight, recipe: Recipe, backend: Backend, world: World, bf16: bool) -> Any:
-    bare = straight.build(found.make, straight.without_values())
-    model = adapters.wrap(bare, recipe.peft, backend)
+    model = adapters.wrap(found.model, recipe.peft, backend)
     _shard(model, recipe, backend, world, bf16)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     fsdp2.materialize(model, device)

@@ -22,15 +22,21 @@ def places(model: Any, files: TensorFiles) -> dict[str, str] | None:
 
     Such models (renamed, split or fused weights) are read by transformers, which knows how.
     """
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in tied}
+    state = own_tensors(model)
     found = names_in_files(state, files, model.base_model_prefix)
-    if found is None or any(_shape(state[name]) != files.shape(place) for name, place in found.items()):
+    if found is None or any(whole_shape(state[name]) != files.shape(place) for name, place in found.items()):
         return None
     return found
 
 
-def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+def own_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """A model's parameters and buffers by name, those of two names by one: the shards that this process has."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in tied}
+
+
+def whole_shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The sizes of a tensor before DeepSpeed has cut it into shards."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 

@@ -1,12 +1,12 @@
-"""A model's safetensors, read tensor by tensor and row by row."""
+"""A model's safetensors: read tensor by tensor and row by row, and how tensors are dealt out to files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -74,3 +74,40 @@ def names_in_files(names: Iterable[str], files: TensorFiles, prefix: str) -> dic
             return None
         found[name] = spelling
     return found
+
+
+class Sized(Protocol):
+    """A tensor to be written, of a known size."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the file."""
+
+
+S = TypeVar("S", bound=Sized)
+
+
+def dealt_out(tensors: Sequence[S], limit: int) -> list[list[S]]:
+    """The tensors in their order, cut into files of at most `limit` bytes unless one tensor has more."""
+    files: list[list[S]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if files[-1] and size + tensor.bytes > limit:
+            files.append([])
+            size = 0
+        files[-1].append(tensor)
+        size += tensor.bytes
+    return files
+
+
+def names_of_files(count: int, stem: str = "model") -> list[str]:
+    """The names that transformers gives so many files."""
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
+
+
+def write_index(folder: Path, places: Mapping[str, str], size: int, stem: str = "model") -> None:
+    """The index of several files. `places`: the file of each tensor; `size`: bytes of all tensors."""
+    index = {"metadata": {"total_size": size}, "weight_map": dict(places)}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

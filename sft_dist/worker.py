@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,12 +29,10 @@ from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim
 from sft_dist.saving import save_adapter, save_sharded
 from sft_dist.trainers.sft import SFTTrainer, World, sft_config
-from sft_dist.training_data import arrange, arrange_stream, data_lines, prepared_rows
+from sft_dist.training_data import Say, arrange, arrange_stream, data_lines, prepared_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Say = Callable[[str], None]
 
 
 def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
@@ -109,11 +107,8 @@ def plan_line(trainer: SFTTrainer) -> str:
     """What the training will be, in a line for people."""
     args = trainer.args
     rows = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-    where = (
-        "one process"
-        if trainer.backend.kind == "plain" and args.world_size == 1
-        else (f"{trainer.backend.title} on {_processes(args.world_size)}")
-    )
+    alone = trainer.backend.kind == "plain" and args.world_size == 1
+    where = "one process" if alone else f"{trainer.backend.title} on {_processes(args.world_size)}"
     trained, frozen = count_weights(trainer.model)
     weights = f"{(trained + frozen) / 1e6:,.1f} M weights" + (f", {trained / 1e6:,.1f} M trained" if frozen else "")
     steps = f"micro-batches of {args.per_device_train_batch_size}, {args.gradient_accumulation_steps} accumulated"

@@ -13,6 +13,7 @@ import torch
 
 from sft_dist.errors import UserError
 from sft_dist.export.tensors import DTYPES, Made
+from sft_dist.tensor_files import dealt_out, names_of_files, write_index
 
 _TYPE_NAMES = {kind: name for name, kind in DTYPES.items()}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -44,29 +45,14 @@ def write(tensors: Sequence[Made], folder: Path, limit: int, stem: str = "model"
 
     Writes an index where there are several files, and returns their number.
     """
-    files = _cut(tensors, limit)
-    names = [f"{stem}-{n + 1:05d}-of-{len(files):05d}.safetensors" for n in range(len(files))]
-    if len(files) == 1:
-        names = [f"{stem}.safetensors"]
+    files = dealt_out(tensors, limit)
+    names = names_of_files(len(files), stem)
     for name, content in zip(names, files, strict=True):
         _write_file(folder / name, content)
     if len(files) > 1:
         places = {tensor.name: name for name, content in zip(names, files, strict=True) for tensor in content}
-        index = {"metadata": {"total_size": sum(t.bytes for t in tensors)}, "weight_map": places}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_index(folder, places, sum(t.bytes for t in tensors), stem)
     return len(files)
-
-
-def _cut(tensors: Sequence[Made], limit: int) -> list[list[Made]]:
-    files: list[list[Made]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if files[-1] and size + tensor.bytes > limit:
-            files.append([])
-            size = 0
-        files[-1].append(tensor)
-        size += tensor.bytes
-    return files
 
 
 def _write_file(path: Path, tensors: Sequence[Made]) -> None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from launch import local
-from launch.environment import worker_environments
-from launch.processes import Rank, run_ranks
-from tests import tiny
-from tests.recipes import ROOT, environment
+from tests import ranks, tiny
 
 WORKER = Path(__file__).parent / "workers" / "libraries.py"
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -24,13 +17,7 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about ma
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("libraries")
-    base = {**os.environ, **environment(folder), "PYTHONPATH": str(ROOT)}
-    environments = worker_environments("fsdp2", 2, master_port=local.free_port(), omp_num_threads=1, base=base)
-    command = [sys.executable, str(WORKER), str(folder)]
-    code = run_ranks([Rank(rank, command, one, folder / f"{rank}.log") for rank, one in enumerate(environments)])
-    assert code == 0, (folder / "0.log").read_text()[-3000:]
-    found: dict[str, Any] = json.loads((folder / "told0.json").read_text())
-    return found
+    return ranks.told(folder, "fsdp2", 2, str(WORKER), str(folder))[0]
 
 
 @needs_no_gpu

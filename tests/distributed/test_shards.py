@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from launch import local
-from launch.environment import worker_environments
-from launch.processes import Rank, run_ranks
 from tests import tiny
-from tests.recipes import ROOT, environment, small_recipe
+from tests.ranks import told
+from tests.recipes import small_recipe
 
 WORKER = Path(__file__).parent / "workers" / "load_shards.py"
 
@@ -36,15 +31,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load_and_save(folder: Path, recipe: Path, strategy: str, processes: int) -> list[dict[str, Any]]:
     folder.mkdir()
+    words = [str(WORKER), str(recipe), str(folder), f"parallel.strategy={strategy}", "parallel.global_batch_size=8"]
     # Freed memory goes back at once, so that what is seen is what is held.
-    base = {**os.environ, **environment(folder), "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
-    environments = worker_environments(strategy, processes, master_port=local.free_port(), omp_num_threads=1, base=base)
-    command = [sys.executable, str(WORKER), str(recipe), str(folder), f"parallel.strategy={strategy}",
-               "parallel.global_batch_size=8"]  # fmt: skip
-    logs = [folder / f"{rank}.log" for rank in range(processes)]
-    code = run_ranks([Rank(rank, command, one, logs[rank]) for rank, one in enumerate(environments)])
-    assert code == 0, logs[0].read_text()[-3000:]
-    return [json.loads((folder / f"told{rank}.json").read_text()) for rank in range(processes)]
+    return told(folder, strategy, processes, *words, MALLOC_MMAP_THRESHOLD_="65536")
 
 
 def tensors(folder: Path) -> dict[str, Any]:
@@ -54,12 +43,12 @@ def tensors(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("strategy", "processes"), [("fsdp2", 2), ("zero3", 2), ("fsdp2", 4), ("fsdp2_hybrid", 2)])
 def test_no_process_reads_or_gathers_a_whole_copy(tmp_path: Path, model: Path, strategy: str, processes: int) -> None:
-    told = load_and_save(tmp_path / "out", small_recipe(tmp_path, model), strategy, processes)
+    seen = load_and_save(tmp_path / "out", small_recipe(tmp_path, model), strategy, processes)
     before, after = tensors(model), tensors(tmp_path / "out" / "model")
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)
     size = sum(tensor.numel() * 4 for tensor in before.values())
-    for one in told:
+    for one in seen:
         assert one["said"] == []
         assert one["load"] < size / processes + 60e6, one
         # One file and one tensor at a time, and the interpreter's own.
@@ -68,8 +57,8 @@ def test_no_process_reads_or_gathers_a_whole_copy(tmp_path: Path, model: Path, s
 
 def test_what_cannot_be_read_in_parts_is_read_whole_and_said(tmp_path: Path, model: Path) -> None:
     recipe = small_recipe(tmp_path, model)
-    told = load_and_save(tmp_path / "out", recipe, "zero3_hpz", 2)
-    assert told[0]["said"] == ["weights: each process reads all of them first (DeepSpeed places them a second time)"]
+    seen = load_and_save(tmp_path / "out", recipe, "zero3_hpz", 2)
+    assert seen[0]["said"] == ["weights: each process reads all of them first (DeepSpeed places them a second time)"]
     after = tensors(tmp_path / "out" / "model")
     assert all((tensor == after[name]).all() for name, tensor in tensors(model).items())
 
@@ -82,7 +71,7 @@ def test_names_in_files_may_lack_the_prefix_of_the_model(tmp_path: Path) -> None
     file = folder / "model.safetensors"
     held = load_file(file)
     save_file({name.removeprefix("model."): tensor for name, tensor in held.items()}, file, {"format": "pt"})
-    told = load_and_save(tmp_path / "out", small_recipe(tmp_path, folder), "fsdp2", 2)
-    assert told[0]["said"] == []
+    seen = load_and_save(tmp_path / "out", small_recipe(tmp_path, folder), "fsdp2", 2)
+    assert seen[0]["said"] == []
     after = tensors(tmp_path / "out" / "model")
     assert all((tensor == after[name]).all() for name, tensor in held.items())

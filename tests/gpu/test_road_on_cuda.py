@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from launch.environment import STRATEGIES
-from launch.local import NODE_SHARDS
+from sft_dist.backend import NODE_SHARDS
 from sft_dist.hardware import peak_flops
 from tests import tiny
 from tests.recipes import records, sft_dist, small_recipe
