@@ -231,8 +231,6 @@ class TrainSection(Section):
     """When checkpoints are written during training; the final model is always written."""
     save_steps: PositiveInt = 500
     """Optimizer steps between checkpoints."""
-    save_total_limit: PositiveInt | None = None
-    """Checkpoints kept; unset keeps all."""
     dataloader_num_workers: NonNegativeInt = 0
     """Processes that collate batches, per rank."""
     report_to: Trackers = Field(default=["wandb", "tensorboard"])
@@ -282,6 +280,51 @@ class ParallelSection(Section):
     """Rows per optimizer step over all processes; the accumulation steps follow from it."""
 
 
+class CheckpointSection(Section):
+    """Checkpoints, written when `train.save_strategy` says: what is kept of them, and stopping so that a run can go on.
+
+    Names that TRL has are TRL's.
+    """
+
+    keep: PositiveInt | None = 3
+    """Newest checkpoints that are kept; unset keeps all. An older one goes when a newer one is complete."""
+    keep_every: PositiveInt | None = None
+    """Keep for good those whose step is a multiple of this, too."""
+    metric_for_best_model: Name | None = Field(default=None, examples=["eval_loss"])
+    """Keep the one of the best held-out value, too: a name from `metrics.jsonl`, such as `eval_loss`."""
+    greater_is_better: bool = False
+    """Whether the best value of `metric_for_best_model` is the largest."""
+    asynchronous: bool = True
+    """Write while the training goes on, from a copy in memory; off: without the copy, and the training waits."""
+    max_failures: PositiveInt = 3
+    """Checkpoints in a row that may fail to be written (disk full, file system away) before the run stops."""
+    signals: list[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]
+    """Signals at which a run saves and stops, with exit code 75; of the others the system's meaning is left."""
+    grace: PositiveFloat = 60.0
+    """Seconds from such a signal to the end of the run."""
+
+
+class GuardSection(Section):
+    """What is done when a training goes wrong: numbers that are none, sudden losses, a process that hangs."""
+
+    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """NaN or infinity in loss or gradients: stop, leave out the update, or go back to the weights of the last
+    checkpoint and on with the data behind."""
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
+    """A step's loss above so many times the median of the steps before is a spike; unset: none is."""
+    spike_window: Annotated[int, Field(ge=2)] = 64
+    """Steps before, of which the median is taken; no step is a spike before so many are done."""
+    on_spike: Literal["stop", "skip", "rollback"] = "skip"
+    """What is done at a spike, as in `nonfinite`."""
+    max_events: PositiveInt = 10
+    """Such steps after which the run stops in any case."""
+    hang_factor: PositiveFloat | None = 30.0
+    """A step that takes so many times the median step is a hang: stacks are written and the run stops, so that it can
+    go on; unset: never."""
+    hang_seconds: PositiveFloat = 300.0
+    """No step that is shorter than this is a hang."""
+
+
 class OutputSection(Section):
     """Where the run is kept."""
 
@@ -290,7 +333,7 @@ class OutputSection(Section):
     overwrite: bool = False
     """Remove what an earlier run left in `output_dir`."""
     resume: bool = False
-    """Go on from the newest checkpoint in `output_dir`."""
+    """Go on from the newest sound checkpoint in `output_dir`; from the beginning where there is none."""
 
 
 class EvalSection(Section):
@@ -316,5 +359,7 @@ class Recipe(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     peft: PeftSection = Field(default_factory=PeftSection)
     parallel: ParallelSection = Field(default_factory=ParallelSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    guard: GuardSection = Field(default_factory=GuardSection)
     output: OutputSection
     eval: EvalSection = Field(default_factory=EvalSection)

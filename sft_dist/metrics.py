@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,16 @@ class Throughput:
         self._last = (self.tokens, self.trained_tokens)
         return {"tokens_per_second": new[0] / took, "trained_tokens_per_second": new[1] / took}
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"tokens": self.tokens, "trained_tokens": self.trained_tokens, "seconds": self.seconds}
+
+    def load_state(self, held: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        self.tokens, self.trained_tokens, self.seconds = held["tokens"], held["trained_tokens"], held["seconds"]
+        self._last = (self.tokens, self.trained_tokens)
+        self.start()
+
     def overall(self) -> dict[str, float]:
         """The same over all looks so far."""
         seconds = max(self.seconds, 1e-9)
@@ -122,6 +132,17 @@ class SourceLosses:
                 found[f"loss/{name}"] = loss / tokens
             found[f"tokens/{name}"] = self.trained_tokens[name]
         return found
+
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this rank."""
+        return {"trained_tokens": dict(self.trained_tokens), "sums": self._sums.tolist()}
+
+    def load_state(self, every: Sequence[Mapping[str, Any]], takes_sums: bool) -> None:
+        """Go on from what a checkpoint kept of this rank, or of all, whose sums one rank takes."""
+        self.trained_tokens = dict(every[0]["trained_tokens"])
+        sums = sum(torch.tensor(each["sums"], dtype=torch.float64) for each in every)
+        self._sums = torch.as_tensor(sums, device=self._sums.device) * takes_sums
 
 
 def mfu(tokens_per_second: float, flops: float, devices: int) -> float | None:

@@ -79,6 +79,15 @@ def row_length(config: Any, max_length: int | None) -> int | None:
     return positions if max_length is None else max_length
 
 
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Whether a model draws anything while it is trained."""
+    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    names = ("dropout", "_pdrop", "layerdrop")
+    rates += [rate for name, rate in vars(config).items() if name.endswith(names) and isinstance(rate, float)]
+    return any(rate > 0 for rate in rates)
+
+
 def use_bf16(wanted: bool | None) -> bool:
     """Whether to train in bf16 autocast. Raises :class:`UserError` when asked for without the hardware."""
     if torch.cuda.is_available():

@@ -9,7 +9,8 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from sft_dist.errors import EXIT_DONE, EXIT_USER, UserError
+from sft_dist.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_USER, UserError
+from sft_dist.stopping import Stopped
 
 
 def guarded(work: Callable[[], None]) -> int:
@@ -24,6 +25,14 @@ def guarded(work: Callable[[], None]) -> int:
         work()
     except UserError as error:
         return user_fault(str(error))
+    except Stopped as stop:
+        print(f"sft-dist: {stop}", file=sys.stderr, flush=True)
+        if not stop.agreed:
+            # Others may be in a collective, for which the end of the interpreter would wait.
+            sys.stdout.flush()
+            os._exit(EXIT_RESUMABLE)
+        leave_process_group()
+        return EXIT_RESUMABLE
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -52,6 +52,7 @@ _RENAMED = {
         "train.gradient_checkpointing": "activation_checkpointing",
         "train.dataloader_num_workers": "num_workers workers",
         "train.report_to": "logger trackers wandb",
+        "checkpoint.keep": "save_total_limit keep_last max_checkpoints",
         "model.model_name_or_path": "model.name model.path model.id model.name_or_path model_name base_model model_id "
         "pretrained_model_name_or_path name_or_path",
         "model.model_revision": "model.revision",

@@ -24,7 +24,7 @@ STACK = (
     "datasets", "tokenizers", "safetensors", "wandb", "submitit", "numpy",
 )  # fmt: skip
 # What a run writes; anything else in the folder is the user's own and is never removed.
-_OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "model", "model.unfinished", "checkpoints",
+_OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "events.jsonl", "model", "model.unfinished", "checkpoints",
          "eval", "logs", "wandb", "tensorboard")  # fmt: skip
 _SECRET = re.compile(r"(?i)(key|token|secret|password)")
 
@@ -70,6 +70,11 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """Steps whose numbers were wrong, a line of JSON each."""
+        return self.root / "events.jsonl"
 
     @property
     def summary(self) -> Path:
@@ -143,7 +148,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         "command": without_secrets(command),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in STACK},
+        "versions": versions(),
         "git": _git(Path(__file__).resolve().parent),
         "variables": settings(os.environ),
     }
@@ -161,6 +166,11 @@ def without_secrets(command: Sequence[str]) -> list[str]:
         f"{word.split('=', 1)[0]}=***" if "=" in word and _SECRET.search(word.split("=", 1)[0].split(".")[-1]) else word
         for word in command
     ]
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of the stack."""
+    return {name: _version(name) for name in STACK}
 
 
 def _version(name: str) -> str | None:

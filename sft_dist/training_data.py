@@ -83,7 +83,7 @@ def arrange(trainer: SFTTrainer, recipe: Recipe, train: TrainingRows, limit: int
 
 
 def arrange_stream(
-    trainer: SFTTrainer, recipe: Recipe, limit: int | None, world: World, checkpoint: str | None, ending: ExitStack,
+    trainer: SFTTrainer, recipe: Recipe, limit: int | None, world: World, checkpoint: Path | None, ending: ExitStack,
     say: Say,
 ) -> Stream:  # fmt: skip
     """Settle the rows of a stream, from its beginning or from where a checkpoint left it.
@@ -92,7 +92,7 @@ def arrange_stream(
     """
     capacity, way = _packing(trainer, recipe, limit, say)
     fingerprints = tuple(source.fingerprint for source in stream_sources(recipe))
-    saved = Saved.read(Path(checkpoint), fingerprints) if checkpoint else Saved(0, Position(), fingerprints)
+    saved = Saved.read(checkpoint, fingerprints) if checkpoint else Saved(0, Position(), fingerprints)
     layout = Layout(capacity, data_seed(recipe))
     together = trainer.accelerator.wait_for_everyone
     stream, process = open_stream(recipe, limit, layout, saved.position, world.local_rank == 0, together)
@@ -103,8 +103,10 @@ def arrange_stream(
     full = "" if capacity is None else f", {fill(first.packs, lengths, capacity):.1%} full"
     say(f"stream: blocks of {count(len(lengths), 'document')}; the first has {count(len(first.packs), 'row')}{full}")
     names = list(sources_of(recipe.data)) if recipe.data.mixture is not None else []
-    trainer.arrange_stream(stream, way, saved.row, float(lengths.mean()), names)
-    trainer.add_callback(StreamKeeper(trainer, saved, stream))
+    trainer.arrange_stream(stream, way, saved.row, float(lengths.mean()), names, fingerprints)
+    clock = StreamClock(trainer, saved, stream)
+    trainer.stream_position = clock.document
+    trainer.add_callback(clock)
     return stream
 
 
@@ -114,8 +116,8 @@ def _packing(trainer: SFTTrainer, recipe: Recipe, limit: int | None, say: Say) -
     return None if way is None else capacity, way
 
 
-class StreamKeeper(TrainerCallback):  # type: ignore[misc]
-    """Writes the position of a stream beside each checkpoint."""
+class StreamClock(TrainerCallback):  # type: ignore[misc]
+    """Tells the position of a stream, and its share of the training as its epoch, which has no end of its own."""
 
     def __init__(self, trainer: SFTTrainer, saved: Saved, stream: Stream) -> None:
         self.trainer, self.saved, self.stream = trainer, saved, stream
@@ -124,8 +126,10 @@ class StreamKeeper(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._first_step = state.global_step
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            row = self.saved.row + (state.global_step - self._first_step) * self.trainer.rows_per_step
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            Saved(row, self.stream.position_at(row), self.saved.fingerprints).write(folder)
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.epoch = state.global_step / state.max_steps
+
+    def document(self) -> dict[str, str]:
+        """What a checkpoint of now keeps of the stream, as a file by its name."""
+        row = self.saved.row + (self.trainer.state.global_step - self._first_step) * self.trainer.rows_per_step
+        return Saved(row, self.stream.position_at(row), self.saved.fingerprints).document()

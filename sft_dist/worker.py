@@ -15,20 +15,26 @@ import torch
 
 from sft_dist import builtin_models
 from sft_dist.backend import Backend, settle
+from sft_dist.checkpoints.keeper import Held, Keeper, refuse_other_batches
+from sft_dist.checkpoints.manifest import Manifest
 from sft_dist.config import Recipe
 from sft_dist.data.prepare import summed
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import load_template, stop_token_ids
 from sft_dist.data.tokenizer import load_tokenizer
-from sft_dist.errors import UserError
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
+from sft_dist.identity import recipe_hash
 from sft_dist.loading import load_trained_model
 from sft_dist.metrics import LogFile, PlainLines, ProgressBar, count_weights
-from sft_dist.models import load_config, row_length, use_bf16
+from sft_dist.models import has_dropout, load_config, row_length, use_bf16
 from sft_dist.render.wording import count
-from sft_dist.rundir import RunDir, claim
+from sft_dist.rundir import RunDir, claim, versions
 from sft_dist.saving import save_adapter, save_sharded
+from sft_dist.stopping import StopRequests
+from sft_dist.survival import Survival
+from sft_dist.trainers.guard import Guard
 from sft_dist.trainers.sft import SFTTrainer, World, sft_config
+from sft_dist.trainers.watchdog import Watchdog
 from sft_dist.training_data import Say, arrange, arrange_stream, data_lines, prepared_rows
 
 if TYPE_CHECKING:
@@ -40,6 +46,11 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
 
     Raises :class:`UserError` for what the user can mend.
     """
+    with StopRequests(recipe.checkpoint.signals, recipe.checkpoint.grace) as requests:
+        _run(recipe, recipe_file, command, requests)
+
+
+def _run(recipe: Recipe, recipe_file: Path, command: Sequence[str], requests: StopRequests) -> None:
     began = time.perf_counter()
     world = World.from_environment()
     say = print if world.is_main else _silent
@@ -58,10 +69,11 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
     if world.is_main:
         print(*data_lines(train, held_out, template), sep="\n")
     trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out, backend, say)
-    checkpoint = _newest_checkpoint(recipe, run_dir)
+    keeper = Keeper(run_dir.checkpoints, recipe.checkpoint, world.local_rank, say)
+    held = _held(recipe, keeper, say)
     with ExitStack() as ending:
         if recipe.data.streaming:
-            stream = arrange_stream(trainer, recipe, limit, world, checkpoint, ending, say)
+            stream = arrange_stream(trainer, recipe, limit, world, held.path if held else None, ending, say)
         else:
             arrange(trainer, recipe, train, limit, say)
         trainer.model.generation_config.eos_token_id = stop_token_ids(template)
@@ -70,7 +82,13 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
         # In this order: the bar begins when what comes before the first step is over.
         trainer.add_callback(BeforeTraining(examination, run_dir))
         trainer.add_callback(PlainLines() if trainer.args.disable_tqdm else ProgressBar())
-        trainer.train(resume_from_checkpoint=checkpoint)
+        survival = _survival(recipe, run_dir, world, trainer, keeper, requests, say)
+        if held is not None:
+            refuse_other_batches(held, trainer.rows_per_step, trainer.data_digest)
+            say(_going_on(held, trainer))
+        trainer.survive(survival, held)
+        trainer.train(resume_from_checkpoint=str(held.path) if held else None)
+        survival.end_training()
         account = summed(stream.accounts()) if recipe.data.streaming else train.account
     _save(trainer, run_dir, world, recipe.model.dtype)
     after = examination.take("after") if recipe.eval.enabled else None
@@ -141,15 +159,43 @@ def _trainer(recipe: Recipe, run: RunDir, world: World, path: str, tokenizer: Pr
     return trainer
 
 
-def _newest_checkpoint(recipe: Recipe, run: RunDir) -> str | None:
+def _held(recipe: Recipe, keeper: Keeper, say: Say) -> Held | None:
+    """The checkpoint to go on from, or None to begin."""
     if not recipe.output.resume:
         return None
-    from transformers.trainer_utils import get_last_checkpoint
+    held = keeper.choose()
+    if held is None:
+        say(f"{keeper.folder}: no checkpoint yet; from the beginning")
+    return held
 
-    newest = get_last_checkpoint(str(run.checkpoints))
-    if newest is None:
-        raise UserError(f"output.resume: {run.checkpoints} holds no checkpoint; start anew with output.overwrite=true")
-    return str(newest)
+
+def _going_on(held: Held, trainer: SFTTrainer) -> str:
+    """Where a run goes on, in lines for people."""
+    about, world = held.manifest, trainer.args.world_size
+    line = f"going on from {held.path}: step {about.step}, {about.tokens:,} tokens"
+    if about.world_size != world:
+        line += f", written by {_processes(about.world_size)} under {about.strategy}"
+        if has_dropout(trainer.model):
+            line += f"\ndropout: {_processes(world)} draw other masks than {about.world_size} did, by which losses differ"
+    return line
+
+
+def _survival(
+    recipe: Recipe, run: RunDir, world: World, trainer: SFTTrainer, keeper: Keeper, requests: StopRequests, say: Say
+) -> Survival:
+    about = Manifest(
+        step=0,
+        tokens=0,
+        trained_tokens=0,
+        world_size=world.size,
+        strategy=trainer.backend.name if world.size > 1 or trainer.backend.kind != "plain" else "single",
+        rows_per_step=trainer.rows_per_step,
+        recipe_hash=recipe_hash(recipe),
+        data=trainer.data_digest,
+        versions=versions(),
+    )
+    watchdog = Watchdog(recipe.guard, run.logs / f"stacks-rank{world.rank}.txt", world.rank)
+    return Survival(keeper, requests, Guard(recipe.guard), watchdog, about, run.events, say)
 
 
 def _save(trainer: SFTTrainer, run: RunDir, world: World, dtype: str) -> None:

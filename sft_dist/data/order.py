@@ -43,6 +43,13 @@ class GlobalOrder(Sampler[Row]):
     def __len__(self) -> int:
         return len(self.arrangement) + self.filler
 
+    def of_step(self, step: int) -> list[Row]:
+        """The rows of an optimizer step, counted from 1 over all epochs."""
+        epoch, place = divmod(step - 1, len(self) // self.global_batch_size)
+        packs, start = self.arrangement.rows(epoch), place * self.global_batch_size
+        stop = min(start + self.global_batch_size, len(packs))
+        return [tuple(packs[row].tolist()) for row in range(start, stop)]
+
     def __iter__(self) -> Iterator[Row]:
         packs = self.arrangement.rows(self.epoch)
         lengths = row_lengths(packs, self.arrangement.lengths)

@@ -33,9 +33,10 @@ class Saved:
     position: Position
     fingerprints: tuple[str, ...]
 
-    def write(self, checkpoint: Path) -> None:
+    def document(self) -> dict[str, str]:
+        """The file of a checkpoint that keeps it, by its name."""
         held = {"row": self.row, "position": asdict(self.position), "fingerprints": self.fingerprints}
-        write_text(checkpoint / _FILE, json.dumps(held))
+        return {_FILE: json.dumps(held)}
 
     @classmethod
     def read(cls, checkpoint: Path, fingerprints: tuple[str, ...]) -> Saved:

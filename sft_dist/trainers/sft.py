@@ -1,19 +1,21 @@
 """Supervised fine-tuning: TRL's trainer on rows prepared by this project.
 
-TRL's `SFTTrainer` is subclassed for three things only: the order of the rows, which must not depend on the number
-of processes, how packed rows are fed, and the held-out loss, which must be a mean over tokens and not over batches.
+TRL's `SFTTrainer` is subclassed for four things only: the order of the rows, which must not depend on the number
+of processes, how packed rows are fed, the held-out loss, which must be a mean over tokens and not over batches, and
+checkpoints (see `Resumable`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import trl
+import xxhash
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from transformers import EvalPrediction
@@ -30,6 +32,7 @@ from sft_dist.errors import UserError
 from sft_dist.evaluation.perplexity import measure, row_nll
 from sft_dist.metrics import SourceLosses, Throughput, flops_per_token, mfu, peak_memory_bytes, perplexity
 from sft_dist.rundir import RunDir
+from sft_dist.trainers.resumable import Resumable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -117,7 +120,7 @@ def sft_config(
     )
 
 
-class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
+class SFTTrainer(Resumable, trl.SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with an order of rows and a held-out loss that depend on no number of processes."""
 
     def __init__(self, model: PreTrainedModel, args: trl.SFTConfig, rows: Dataset, held_out: Dataset | None,
@@ -130,6 +133,10 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
         self._way: Way | None = None
         self.by_source: SourceLosses | None = None
         self._sources: torch.Tensor | None = None
+        # What tells the rows from others; the position of a stream; the records of a step.
+        self.data_digest = ""
+        self.stream_position: Callable[[], dict[str, str]] | None = None
+        self._samples: Callable[[int], list[str]] = lambda _: []
         # TRL would cast the adapter to bf16 over weights in 4 bits: its values, and their updates, would be rounded.
         if quantized := getattr(model, "is_loaded_in_4bit", False):
             model.is_loaded_in_4bit = False
@@ -151,6 +158,8 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
         `sources`: the first document of each source by its name, where losses are told apart by source.
         """
         self._order = lambda: GlobalOrder(arrangement, self.rows_per_step)
+        self.data_digest = _digest(self._rows, arrangement.capacity)
+        self._samples = lambda step: self._records(self._order().of_step(step))  # type: ignore[misc]
         borders = tuple(sources.values()) if sources else (0,)
         self.train_dataset: TorchDataset[Any] = DocumentRows(
             self._rows, len(arrangement), self.processing_class.pad_token_id, borders
@@ -160,13 +169,20 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
             self.packing = {"way": way.value, "capacity": arrangement.capacity, "rows": len(arrangement),
                             "fill": arrangement.fill()}  # fmt: skip
 
+    def _records(self, rows: Iterable[Row]) -> list[str]:
+        documents = [document for row in rows for document in row]
+        return [str(self._rows[document]["where"]) for document in documents]
+
     def arrange_stream(
-        self, stream: Stream, way: Way | None, start_row: int, mean_length: float, sources: Sequence[str]
-    ) -> None:
+        self, stream: Stream, way: Way | None, start_row: int, mean_length: float, sources: Sequence[str],
+        fingerprints: Sequence[str],
+    ) -> None:  # fmt: skip
         """As `arrange`, for a stream of which the rows from `start_row` on are trained on.
 
         `mean_length`: tokens of a document. `sources`: their names, where losses are told apart by source.
+        `fingerprints`: of the data of each source.
         """
+        self.data_digest = xxhash.xxh3_128("\n".join(fingerprints).encode()).hexdigest()
         self._order = lambda: StreamOrder(stream, self.rows_per_step, start_row)
         self.train_dataset = StreamRows(stream, self.processing_class.pad_token_id, bool(sources))
         # The order begins where the checkpoint ended.
@@ -233,6 +249,7 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Sums per row instead of a mean per batch, so that every token weighs the same."""
+        self.leave_evaluation_if_asked()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             stats = row_nll(model, inputs)
@@ -255,9 +272,40 @@ class SFTTrainer(trl.SFTTrainer):  # type: ignore[misc]
                 logs["mfu"] = share
         super().log(logs, start_time)
 
+    def loop_state(self) -> dict[str, Any]:
+        """As the base class; the counts of tokens, and the sums that are not logged yet."""
+        held = {**super().loop_state(), "throughput": self.throughput.state()}
+        return held if self.by_source is None else {**held, "sources": self.by_source.state()}
+
+    def load_loop_state(self, own: Mapping[str, Any], every: list[Mapping[str, Any]]) -> None:
+        """As the base class."""
+        super().load_loop_state(own, every)
+        self.throughput.load_state(own["throughput"])
+        if self.by_source is not None:
+            alike = own["same_ranks"]
+            self.by_source.load_state([own["sources"]] if alike else [each["sources"] for each in every],
+                                      self.args.process_index == 0 or alike)  # fmt: skip
+
+    def documents(self) -> dict[str, str]:
+        """The position of a stream."""
+        return {} if self.stream_position is None else self.stream_position()
+
+    def samples_of_step(self) -> list[str]:
+        """The file and number of each record of the step."""
+        return self._samples(self.state.global_step)
+
     def _summed(self, tensor: torch.Tensor) -> torch.Tensor:
         summed: torch.Tensor = self.accelerator.reduce(tensor, "sum")
         return summed
+
+
+def _digest(rows: Dataset, capacity: int | None) -> str:
+    """What tells prepared rows, and whether they are packed, from others."""
+    found = xxhash.xxh3_128(f"{len(rows)} {capacity}".encode())
+    for batch in rows.select_columns(["digest"]).with_format("arrow").iter(100_000):
+        for chunk in batch["digest"].chunks:
+            found.update(b"".join(chunk.to_pylist()))
+    return found.hexdigest()
 
 
 def _token_mean(prediction: EvalPrediction) -> dict[str, float]:

@@ -137,7 +137,7 @@ def test_a_compiled_model_is_trained_whole(strategy: str) -> None:
         ("data", "dataset_test_split: test.jsonl\nmax_eval_records: 5"),
         ("data", "formatting: my_hooks.data:to_messages"),
         ("data", "response_template: '### Response:'"),
-        ("train", "save_strategy: no\nsave_total_limit: 2"),
+        ("train", "save_strategy: no\nsave_steps: 2"),
         ("train", "full_determinism: true"),
         ("train", "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr_rate: 0.1}"),
         ("parallel", "strategy: ddp\nprocesses: 1"),
