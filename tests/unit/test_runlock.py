@@ -27,6 +27,10 @@ from sft_dist.runlock import FILE_NAME, RunLock, refuse_if_alive
 from tests.recipes import ROOT
 
 LONG = 1e6
+in_json = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["host", "pid", "started", "token"]), inner),
+).map(lambda value: json.dumps(value).encode())
 linux = pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="asks the kernel about other processes")
 # Takes the lock of a folder, says so, and holds it until its input ends.
 HOLD = """
@@ -183,9 +187,7 @@ def test_the_clock_is_that_of_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=40) | st.recursive(
-    st.none() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner) | st.dictionaries(
-        st.sampled_from(["host", "pid", "started", "token"]), inner)).map(lambda v: json.dumps(v).encode()))  # fmt: skip
+@given(st.binary(max_size=40) | in_json)
 @example(b"")
 @example(b"[" * 20_000)
 @example(b'{"pid": ' + b"9" * 5000 + b"}")
