@@ -24,12 +24,16 @@ from sft_dist.config import Recipe
 from sft_dist.data.mixture_sources import key_of, sources_of
 from sft_dist.data.sources import BUILT_IN, is_local, local_files
 from sft_dist.errors import EXIT_DONE, EXIT_USER, UserError
+from sft_dist.identity import refuse_other_run
 from sft_dist.modelinfo import causal_lm_fault, max_positions, quantization_fault
 from sft_dist.rundir import occupied
+from sft_dist.runlock import refuse_if_alive
 
 _NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "safetensors")
 _WANTED_BY = {"deepspeed": "parallel.strategy: {strategy}: ", "bitsandbytes": "peft.load_in_4bit: "}
 _GB = 1e9
+# Weights and Adam's two moments, in multiples of the weights.
+_STATES = 3
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,9 @@ def _output(recipe: Recipe) -> Iterator[Finding]:
     fault = occupied(recipe.output)
     if fault:
         raise UserError(fault)
+    refuse_if_alive(Path(recipe.output.output_dir))
+    if recipe.output.resume:
+        refuse_other_run(Path(recipe.output.output_dir), recipe)
     folder = Path(recipe.output.output_dir)
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not parent.is_dir():
@@ -101,25 +108,40 @@ def _output(recipe: Recipe) -> Iterator[Finding]:
         raise UserError(f"output.output_dir: {parent} cannot be written to; name a folder of yours")
     need, free = _bytes_needed(recipe), shutil.disk_usage(parent).free
     if need is not None and need > free:
-        raise UserError(
-            f"output.output_dir: {parent} has {free / _GB:.1f} GB free and the run writes about {need / _GB:.1f} GB; "
-            "free some, or name another folder"
-        )
+        raise UserError(_no_room(recipe, parent, need, free))
     about = "" if need is None else f", about {need / _GB:.1f} GB will be written"
     yield Finding("fine", f"output.output_dir: {folder} can be written, {free / _GB:.0f} GB free{about}")
 
 
-def _bytes_needed(recipe: Recipe) -> int | None:
-    """Bytes of the final model and the checkpoints kept, where the size of the weights is known.
+def _no_room(recipe: Recipe, parent: Path, need: int, free: int) -> str:
+    """The arithmetic of a disk that is too small, and how many checkpoints it would hold."""
+    line = f"{parent} has {free / _GB:.1f} GB free and the run writes about {need / _GB:.1f} GB"
+    weights, held = _weight_bytes(recipe) or 0, _checkpoints_held(recipe)
+    if not held:
+        return f"output.output_dir: {line}; free some, or name another folder"
+    each = _STATES * weights
+    fits = recipe.checkpoint.keep and recipe.checkpoint.keep - -(-(need - free) // each)
+    mend = f"set checkpoint.keep={fits}, or name another folder" if fits and fits > 0 else "name another folder"
+    return (
+        f"checkpoint.keep: {line}: {held} checkpoints at once (one is written before another goes) of {each / _GB:.1f} "
+        f"GB, {_STATES} x the weights, and the model, {weights / _GB:.1f} GB; {mend}"
+    )
 
-    A checkpoint holds the weights and Adam's two moments. The final model is held twice for a moment when it
-    replaces an earlier one.
-    """
+
+def _bytes_needed(recipe: Recipe) -> int | None:
+    """Bytes of the final model and the checkpoints kept, where the size of the weights is known."""
     weights = _weight_bytes(recipe)
     if weights is None or recipe.peft.use_peft:
         return None
-    kept = 0 if recipe.train.save_strategy == "no" else (recipe.train.save_total_limit or 2) + 1
-    return weights * (1 + 3 * kept)
+    return weights + _checkpoints_held(recipe) * _STATES * weights
+
+
+def _checkpoints_held(recipe: Recipe) -> int:
+    """Checkpoints on the disk at once: those that are kept, and the one that is written before an older one goes."""
+    if recipe.train.save_strategy == "no":
+        return 0
+    # How many `checkpoint.keep_every` or an unset `checkpoint.keep` come to depends on the length of the training.
+    return (recipe.checkpoint.keep or 2) + 1 + (recipe.checkpoint.metric_for_best_model is not None)
 
 
 def _weight_bytes(recipe: Recipe) -> int | None:

@@ -32,14 +32,20 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
     from launch import check, local, recipe_files
     from sft_dist.recipe import load_recipe
     from sft_dist.rundir import claim, command_line
+    from sft_dist.runlock import RunLock
 
     recipe = load_recipe(recipe_files.find(options.recipe), options.overrides)
     check.refuse_faults(check.findings(recipe), unverified_too=True)
-    run = claim(recipe, command_line())
-    return local.run(run.recipe, recipe)
+    with RunLock(Path(recipe.output.output_dir)) as lock:
+        if lock.replaced:
+            print(f"sft-dist: {lock.replaced}", file=sys.stderr)
+        run = claim(recipe, command_line())
+        return local.run(run.recipe, recipe)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -133,7 +133,6 @@ class SourceLosses:
             found[f"tokens/{name}"] = self.trained_tokens[name]
         return found
 
-
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this rank."""
         return {"trained_tokens": dict(self.trained_tokens), "sums": self._sums.tolist()}

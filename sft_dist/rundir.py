@@ -17,6 +17,7 @@ from typing import Any
 
 from sft_dist.config import OutputSection, Recipe
 from sft_dist.errors import UserError
+from sft_dist.identity import refuse_other_run
 from sft_dist.recipe import dump_recipe
 
 STACK = (
@@ -24,8 +25,8 @@ STACK = (
     "datasets", "tokenizers", "safetensors", "wandb", "submitit", "numpy",
 )  # fmt: skip
 # What a run writes; anything else in the folder is the user's own and is never removed.
-_OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "events.jsonl", "model", "model.unfinished", "checkpoints",
-         "eval", "logs", "wandb", "tensorboard")  # fmt: skip
+_OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "events.jsonl", "model",
+         "model.unfinished", "checkpoints", "eval", "logs", "wandb", "tensorboard")  # fmt: skip
 _SECRET = re.compile(r"(?i)(key|token|secret|password)")
 
 
@@ -100,11 +101,13 @@ def occupied(output: OutputSection) -> str | None:
 def claim(recipe: Recipe, command: Sequence[str]) -> RunDir:
     """Make the run's folder its own: refuse a foreign one, clear or keep an earlier run, write the record.
 
-    Done once per run, by one process. Raises :class:`UserError`.
+    Done once per start, by one process, which holds the run's lock. Raises :class:`UserError`.
     """
     fault = occupied(recipe.output)
     if fault:
         raise UserError(fault)
+    if recipe.output.resume:
+        refuse_other_run(Path(recipe.output.output_dir), recipe)
     run = RunDir(Path(recipe.output.output_dir))
     try:
         run.root.mkdir(parents=True, exist_ok=True, mode=0o700)

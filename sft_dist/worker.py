@@ -29,6 +29,7 @@ from sft_dist.metrics import LogFile, PlainLines, ProgressBar, count_weights
 from sft_dist.models import has_dropout, load_config, row_length, use_bf16
 from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim, versions
+from sft_dist.runlock import RunLock
 from sft_dist.saving import save_adapter, save_sharded
 from sft_dist.stopping import StopRequests
 from sft_dist.survival import Survival
@@ -46,17 +47,19 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
 
     Raises :class:`UserError` for what the user can mend.
     """
-    with StopRequests(recipe.checkpoint.signals, recipe.checkpoint.grace) as requests:
-        _run(recipe, recipe_file, command, requests)
+    with ExitStack() as ending:
+        requests = ending.enter_context(StopRequests(recipe.checkpoint.signals, recipe.checkpoint.grace))
+        _run(recipe, recipe_file, command, requests, ending)
 
 
-def _run(recipe: Recipe, recipe_file: Path, command: Sequence[str], requests: StopRequests) -> None:
+def _run(recipe: Recipe, recipe_file: Path, command: Sequence[str], requests: StopRequests, ending: ExitStack) -> None:
     began = time.perf_counter()
     world = World.from_environment()
     say = print if world.is_main else _silent
     run_dir = RunDir(Path(recipe.output.output_dir))
     # A recipe that lies in the run's own folder was put there by the launcher, which has claimed it.
     if world.is_main and recipe_file.resolve() != run_dir.recipe.resolve():
+        ending.enter_context(RunLock(run_dir.root))
         claim(recipe, command)
     _trackers(recipe, run_dir)
     backend = settle(recipe)
@@ -176,7 +179,7 @@ def _going_on(held: Held, trainer: SFTTrainer) -> str:
     if about.world_size != world:
         line += f", written by {_processes(about.world_size)} under {about.strategy}"
         if has_dropout(trainer.model):
-            line += f"\ndropout: {_processes(world)} draw other masks than {about.world_size} did, by which losses differ"
+            line += f"\ndropout: {_processes(world)} draw other masks than {about.world_size}, by which losses differ"
     return line
 
 

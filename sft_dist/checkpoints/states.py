@@ -52,7 +52,7 @@ def refuse_other_shapes(own: Mapping[str, list[int]], reader: Reader) -> None:
             )
         if (have := reader.size(name, WEIGHT)) != torch.Size(sizes).numel():
             raise UserError(
-                f"output.resume: {name} has {torch.Size(sizes).numel():,} elements here and {have:,} in the checkpoint; "
+                f"output.resume: {name} has {torch.Size(sizes).numel():,} elements here, {have:,} in the checkpoint; "
                 "resume with the model that it was written by"
             )
     extra = next((name for name in reader.names() if name not in own), None)

@@ -193,4 +193,4 @@ def _first_fault(faults: Sequence[str | None]) -> str | None:
 
 def _flat(piece: Piece) -> Flat:
     held = piece.tensor.detach().cpu().contiguous()
-    return Flat(piece.key, piece.dtype, held.numel(), memoryview(held.view(torch.uint8).numpy()))
+    return Flat(piece.key, piece.dtype, held.numel(), memoryview(held.view(torch.uint8).numpy().data))

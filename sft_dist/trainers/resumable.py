@@ -20,7 +20,6 @@ from sft_dist.errors import UserError
 from sft_dist.survival import Survival
 from sft_dist.trainers.guard import Event, Gate
 
-
 if TYPE_CHECKING:
     from transformers import Trainer as Base
 else:
@@ -62,7 +61,10 @@ class Resumable(Base):  # type: ignore[misc]
         }
 
     def load_loop_state(self, own: Mapping[str, Any], every: list[Mapping[str, Any]]) -> None:
-        """Go on from what `loop_state` gave. `own`: of this rank, or of rank 0 where others wrote it; `every`: of all."""
+        """Go on from what `loop_state` gave.
+
+        `own`: of this rank, or of rank 0 where it was written by another number of ranks; `every`: of all that wrote.
+        """
         # The loss that is logged is the mean over the ranks, however many there are.
         loss = own["loss"] if own["same_ranks"] else sum(each["loss"] for each in every) / len(every)
         self._tr_loss.fill_(loss)
@@ -88,9 +90,9 @@ class Resumable(Base):  # type: ignore[misc]
         if self.survival.stopping is not None:
             self._save_and_stop()
         elif self.survival.may_save(self.state.global_step):
-            self._save(wait=False)
+            self._write_checkpoint(wait=False)
 
-    def _save(self, wait: bool) -> None:
+    def _write_checkpoint(self, wait: bool) -> None:
         survival, step = self.survival, self.state.global_step
         evaluated, metrics = self._evaluated
         about = survival.about(
@@ -109,7 +111,7 @@ class Resumable(Base):  # type: ignore[misc]
         step = self.state.global_step
         with self.survival.watchdog.paused():
             if self.survival.time_to_save(step):
-                self._save(wait=True)
+                self._write_checkpoint(wait=True)
         self.survival.stop(step)
 
     def _is_evaluation_due(self) -> bool:
@@ -199,7 +201,8 @@ class Resumable(Base):  # type: ignore[misc]
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
-            return super()._evaluate(*args, **kwargs)
+            metrics: dict[str, float] = super()._evaluate(*args, **kwargs)
+            return metrics
         except _EvaluationStopped:
             self._evaluation_is_due = True
             self.control.should_save = True

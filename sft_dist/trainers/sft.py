@@ -159,7 +159,8 @@ class SFTTrainer(Resumable, trl.SFTTrainer):  # type: ignore[misc]
         """
         self._order = lambda: GlobalOrder(arrangement, self.rows_per_step)
         self.data_digest = _digest(self._rows, arrangement.capacity)
-        self._samples = lambda step: self._records(self._order().of_step(step))  # type: ignore[misc]
+        order = GlobalOrder(arrangement, self.rows_per_step)
+        self._samples = lambda step: self._records(order.of_step(step))
         borders = tuple(sources.values()) if sources else (0,)
         self.train_dataset: TorchDataset[Any] = DocumentRows(
             self._rows, len(arrangement), self.processing_class.pad_token_id, borders
@@ -243,7 +244,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):  # type: ignore[misc]
         """As the base class, but refused before `train()` on several processes (see `BeforeTraining`)."""
         if self.args.world_size > 1 and self.model_wrapped is self.model and not self.is_fsdp_enabled:
             raise RuntimeError("evaluate() before train() would leave the model without data parallelism")
-        return super().evaluate(*args, **kwargs)  # type: ignore[no-any-return]
+        return super().evaluate(*args, **kwargs)
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None

@@ -1,4 +1,4 @@
-"""Notices a training that hangs: a rank that has stopped keeps all others waiting, without an end and without a word."""
+"""Notices a training that hangs: a rank that has stopped keeps all others waiting, without end and without a word."""
 
 from __future__ import annotations
 
