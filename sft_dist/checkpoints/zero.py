@@ -78,31 +78,29 @@ class ZeroStates:
 
     def _load_weights(self, reader: Reader) -> None:
         """The weights that the model computes with, of which the flat ones are fp32 copies."""
-        self._zero.checkpoint_event_prologue()
+        if self._is_third:
+            self._zero.checkpoint_event_prologue()
         for name, parameter in self._parameters:
             if not self._is_third:
                 fill(parameter.data, reader, name, WEIGHT, 0)
                 continue
             part, (start, count) = parameter.ds_tensor, self._part(parameter)
             fill(part.data[:count], reader, name, WEIGHT, start)
-        self._zero.checkpoint_event_epilogue()
+        if self._is_third:
+            self._zero.checkpoint_event_epilogue()
 
     def _make_states(self, reader: Reader, steps: Mapping[str, float]) -> None:
         """Give an optimizer that has not stepped the states of one that has, zero so far: padding stays so."""
         names: dict[torch.Tensor, list[str]] = {}
         for own in self._owns():
             names.setdefault(own.flat, []).append(own.name)
-        for group in self._base.param_groups:
-            for flat in group["params"]:
-                held = names.get(flat, [])
-                if held and held[0] not in steps and not reader.kinds(held[0]):
-                    self._base.state.pop(flat, None)
-                    continue
-                self._base.state[flat] = trial_state(self._base, flat, group)
-                if STEP in self._base.state[flat] and steps:
-                    # A stretch without a weight is padding only, and steps as all do.
-                    count = steps[held[0]] if held else max(steps.values())
-                    self._base.state[flat][STEP] = number_like(self._base.state[flat][STEP], count)
+        for flat, held in names.items():
+            if held[0] not in steps and not reader.kinds(held[0]):
+                self._base.state.pop(flat, None)
+                continue
+            self._base.state[flat] = trial_state(self._base, flat, self._base.param_groups[0])
+            if STEP in self._base.state[flat]:
+                self._base.state[flat][STEP] = number_like(self._base.state[flat][STEP], steps[held[0]])
 
     def _owns(self) -> Iterator[_Own]:
         for name, parameter in self._parameters:
@@ -131,10 +129,15 @@ class ZeroStates:
         return start, min(each, parameter.ds_numel - start)
 
 
+def is_zero(optimizer: Any) -> bool:
+    """Whether an optimizer is DeepSpeed's, around one of torch's."""
+    return hasattr(optimizer, "_link_all_hp_params")
+
+
 def states_of(model: torch.nn.Module, optimizer: Any, rank: int, world: int) -> States:
     """The states of a prepared model and optimizer, under whatever strategy they are."""
     inner = getattr(optimizer, "optimizer", optimizer)
-    if hasattr(inner, "checkpoint_event_prologue"):
+    if is_zero(inner):
         return ZeroStates(model, inner)
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return Fsdp2States(model, inner)

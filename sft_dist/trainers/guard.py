@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from sft_dist.checkpoints.zero import is_zero
 from sft_dist.config import GuardSection
 
 Action = Literal["stop", "skip", "rollback"]
@@ -42,7 +43,7 @@ class Gate:
     def __init__(self, optimizer: Any) -> None:
         self.closed = False
         inner = getattr(optimizer, "optimizer", optimizer)
-        self._zero = inner if hasattr(inner, "checkpoint_event_prologue") else None
+        self._zero = inner if is_zero(inner) else None
         base: torch.optim.Optimizer = inner.optimizer if self._zero is not None else inner
         step = base.step
 
