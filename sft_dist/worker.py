@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sft_dist import builtin_models
+from sft_dist import builtin_models, trackers
 from sft_dist.backend import Backend, settle
 from sft_dist.config import Recipe
 from sft_dist.data.prepare import summed
@@ -23,7 +23,8 @@ from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import UserError
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
 from sft_dist.loading import load_trained_model
-from sft_dist.metrics import LogFile, PlainLines, ProgressBar, count_weights
+from sft_dist.metrics import PlainLines, ProgressBar, count_weights
+from sft_dist.metrics_file import rewind_metrics
 from sft_dist.models import load_config, row_length, use_bf16
 from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim
@@ -47,7 +48,7 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
     # A recipe that lies in the run's own folder was put there by the launcher, which has claimed it.
     if world.is_main and recipe_file.resolve() != run_dir.recipe.resolve():
         claim(recipe, command)
-    _trackers(recipe, run_dir)
+    trackers.prepare(recipe, run_dir, world.is_main)
     backend = settle(recipe)
     path = builtin_models.resolve(recipe.model.model_name_or_path)
     tokenizer = load_tokenizer(path, recipe.model, say)
@@ -59,6 +60,8 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
         print(*data_lines(train, held_out, template), sep="\n")
     trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out, backend, say)
     checkpoint = _newest_checkpoint(recipe, run_dir)
+    if world.is_main:
+        _log(trainer, recipe, run_dir, checkpoint)
     with ExitStack() as ending:
         if recipe.data.streaming:
             stream = arrange_stream(trainer, recipe, limit, world, checkpoint, ending, say)
@@ -80,27 +83,6 @@ def run(recipe: Recipe, recipe_file: Path, command: Sequence[str]) -> None:
 
 def _silent(_: str) -> None:
     return None
-
-
-def _trackers(recipe: Recipe, run: RunDir) -> None:
-    """Tell W&B and TensorBoard where to write, and W&B whether it has a key to be online with."""
-    os.environ.setdefault("WANDB_PROJECT", "sft-dist")
-    os.environ.setdefault("WANDB_DIR", str(run.root))
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.root / "tensorboard"))
-    if "WANDB_MODE" not in os.environ and not _has_wandb_key():
-        os.environ["WANDB_MODE"] = "offline"
-
-
-def _has_wandb_key() -> bool:
-    import netrc
-
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def plan_line(trainer: SFTTrainer) -> str:
@@ -137,8 +119,16 @@ def _trainer(recipe: Recipe, run: RunDir, world: World, path: str, tokenizer: Pr
     rows = held_out.rows if held_out is not None else None
     trainer = SFTTrainer(model, args, train.rows, rows, tokenizer, backend)
     trainer.remove_callback(ProgressCallback if bar else PrinterCallback)
-    trainer.add_callback(LogFile(run.metrics))
     return trainer
+
+
+def _log(trainer: SFTTrainer, recipe: Recipe, run: RunDir, checkpoint: str | None) -> None:
+    """Have the run logged, from where the checkpoint ended."""
+    step = None if checkpoint is None else int(checkpoint.rpartition("-")[2])
+    if step is not None:
+        rewind_metrics(run.metrics, step)
+    for callback in trackers.callbacks(recipe, run, step):
+        trainer.add_callback(callback)
 
 
 def _newest_checkpoint(recipe: Recipe, run: RunDir) -> str | None:

@@ -104,7 +104,8 @@ def sft_config(
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         gradient_accumulation_steps=accumulation,
-        report_to=recipe.train.report_to or "none",
+        # The trainer's own callbacks know nothing of an earlier start (sft_dist/trackers.py).
+        report_to="none",
         run_name=recipe.train.run_name or run.root.name,
         disable_tqdm=not bar,
         dataset_kwargs={"skip_prepare_dataset": True},
