@@ -39,7 +39,9 @@ class Outage:
         self.lasts = False
 
     def _say(self, what: str) -> None:
-        print(f"warning: {self.name} {what}", file=sys.stderr, flush=True)
+        # A log that stderr goes to may be on the same disk.
+        with contextlib.suppress(OSError):
+            print(f"warning: {self.name} {what}", file=sys.stderr, flush=True)
 
 
 class LogFile(TrainerCallback):  # type: ignore[misc]

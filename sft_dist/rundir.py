@@ -24,8 +24,8 @@ STACK = (
     "datasets", "tokenizers", "safetensors", "wandb", "submitit", "numpy",
 )  # fmt: skip
 # What a run writes; anything else in the folder is the user's own and is never removed.
-_OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "tracker.json", "model", "model.unfinished",
-         "checkpoints", "eval", "logs", "wandb", "tensorboard")  # fmt: skip
+_OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "tracker.json", "model",
+         "model.unfinished", "checkpoints", "eval", "logs", "wandb", "tensorboard")  # fmt: skip
 _SECRET = re.compile(r"(?i)(key|token|secret|password)")
 
 
