@@ -30,18 +30,26 @@ def logged(run: Path) -> list[int]:
     return [row["step"] for line in lines if "loss" in (row := json.loads(line))]
 
 
+def rank_of(launcher: int) -> int:
+    """The process that trains, of a launcher with one rank."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (rank,) = [int(pid) for pid in children if b"sft_dist" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    return rank
+
+
 def kill_beyond_a_checkpoint(folder: Path, recipe: Path, run: Path) -> int:
     """Start a run and kill the process that trains; returns the step of its newest checkpoint."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "sft_dist", str(recipe)], cwd=folder, env=environment(folder), text=True,
+        [sys.executable, "-m", "launch.cli", "run", str(recipe)], cwd=folder, env=environment(folder), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     until = time.monotonic() + LIMIT
     while max(logged(run), default=0) < 7:
         assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(rank_of(process.pid), signal.SIGKILL)
     process.communicate()
+    assert process.returncode == 128 + signal.SIGKILL
     assert max(logged(run)) < STEPS
     return max(int(path.name.split("-")[1]) for path in (run / "checkpoints").glob("checkpoint-*"))
 
