@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -175,20 +173,6 @@ _SHOWN = (
     ("peak_memory_gb", "mem GB", ".1f"),
     ("mfu", "mfu", ".1%"),
 )
-
-
-class LogFile(TrainerCallback):  # type: ignore[misc]
-    """Every record as a line of JSON in the run's `metrics.jsonl`, whatever trackers there are."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        if state.is_world_process_zero and logs:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 class PlainLines(TrainerCallback):  # type: ignore[misc]

@@ -25,7 +25,7 @@ STACK = (
     "datasets", "tokenizers", "safetensors", "wandb", "submitit", "numpy",
 )  # fmt: skip
 # What a run writes; anything else in the folder is the user's own and is never removed.
-_OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "events.jsonl", "model",
+_OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "events.jsonl", "tracker.json", "model",
          "model.unfinished", "checkpoints", "eval", "logs", "wandb", "tensorboard")  # fmt: skip
 _SECRET = re.compile(r"(?i)(key|token|secret|password)")
 
@@ -76,6 +76,10 @@ class RunDir:
     def events(self) -> Path:
         """Steps whose numbers were wrong, a line of JSON each."""
         return self.root / "events.jsonl"
+
+    @property
+    def tracker(self) -> Path:
+        return self.root / "tracker.json"
 
     @property
     def summary(self) -> Path:

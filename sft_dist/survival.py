@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sft_dist.checkpoints.keeper import Held, Keeper
 from sft_dist.checkpoints.manifest import Manifest
+from sft_dist.metrics_file import append
 from sft_dist.stopping import Stopped, StopRequests
 from sft_dist.trainers.guard import Event, Guard
 from sft_dist.trainers.watchdog import Watchdog
@@ -76,8 +78,6 @@ class Survival:
 
     def _heard(self, number: int) -> bool:
         if number and self.stopping is None:
-            import signal
-
             self.stopping = signal.Signals(number).name
             self._say(f"{self.stopping}: saving and stopping")
         return bool(number)
@@ -147,7 +147,8 @@ class Survival:
         if self.keeper.together.rank == 0:
             held = {"step": step, "what": event.what, "value": repr(event.value), "median": event.median,
                     "action": event.action, "rolled_back_to": rolled_back_to, "samples": list(samples)}  # fmt: skip
-            append_line(self._events, held)
+            with suppress(OSError):
+                append(self._events, (json.dumps(held, ensure_ascii=False) + "\n").encode())
 
     def stopped_for(self, event: Event, step: int) -> str:
         """The line of a run that stops because of wrong numbers. On any rank."""
@@ -157,13 +158,3 @@ class Survival:
             f"{key}: step {step}: {event.told()}; {why}lower train.learning_rate, mend the data ({self._events} names "
             f"the records), or set {key}=skip and resume"
         )
-
-
-def append_line(path: Path, held: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a file of the run's; a disk that is full does not end a training."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(json.dumps(held, ensure_ascii=False) + "\n")
-    except OSError:
-        return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sft_dist import builtin_models
+from sft_dist import builtin_models, trackers
 from sft_dist.backend import Backend, settle
 from sft_dist.checkpoints.keeper import Held, Keeper, refuse_other_batches
 from sft_dist.checkpoints.manifest import Manifest
@@ -25,7 +25,8 @@ from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
 from sft_dist.identity import recipe_hash
 from sft_dist.loading import load_trained_model
-from sft_dist.metrics import LogFile, PlainLines, ProgressBar, count_weights
+from sft_dist.metrics import PlainLines, ProgressBar, count_weights
+from sft_dist.metrics_file import rewind_metrics
 from sft_dist.models import has_dropout, load_config, row_length, use_bf16
 from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, claim, versions
@@ -61,7 +62,7 @@ def _run(recipe: Recipe, recipe_file: Path, command: Sequence[str], requests: St
     if world.is_main and recipe_file.resolve() != run_dir.recipe.resolve():
         ending.enter_context(RunLock(run_dir.root))
         claim(recipe, command)
-    _trackers(recipe, run_dir)
+    trackers.prepare(recipe, run_dir, world.is_main)
     backend = settle(recipe)
     path = builtin_models.resolve(recipe.model.model_name_or_path)
     tokenizer = load_tokenizer(path, recipe.model, say)
@@ -74,6 +75,8 @@ def _run(recipe: Recipe, recipe_file: Path, command: Sequence[str], requests: St
     trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out, backend, say)
     keeper = Keeper(run_dir.checkpoints, recipe.checkpoint, world.local_rank, say)
     held = _held(recipe, keeper, say)
+    if world.is_main:
+        _log(trainer, recipe, run_dir, held)
     with ExitStack() as ending:
         if recipe.data.streaming:
             stream = arrange_stream(trainer, recipe, limit, world, held.path if held else None, ending, say)
@@ -101,27 +104,6 @@ def _run(recipe: Recipe, recipe_file: Path, command: Sequence[str], requests: St
 
 def _silent(_: str) -> None:
     return None
-
-
-def _trackers(recipe: Recipe, run: RunDir) -> None:
-    """Tell W&B and TensorBoard where to write, and W&B whether it has a key to be online with."""
-    os.environ.setdefault("WANDB_PROJECT", "sft-dist")
-    os.environ.setdefault("WANDB_DIR", str(run.root))
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.root / "tensorboard"))
-    if "WANDB_MODE" not in os.environ and not _has_wandb_key():
-        os.environ["WANDB_MODE"] = "offline"
-
-
-def _has_wandb_key() -> bool:
-    import netrc
-
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def plan_line(trainer: SFTTrainer) -> str:
@@ -158,8 +140,17 @@ def _trainer(recipe: Recipe, run: RunDir, world: World, path: str, tokenizer: Pr
     rows = held_out.rows if held_out is not None else None
     trainer = SFTTrainer(model, args, train.rows, rows, tokenizer, backend)
     trainer.remove_callback(ProgressCallback if bar else PrinterCallback)
-    trainer.add_callback(LogFile(run.metrics))
     return trainer
+
+
+def _log(trainer: SFTTrainer, recipe: Recipe, run: RunDir, held: Held | None) -> None:
+    """Have the run logged, from where the checkpoint ended."""
+    step = held.manifest.step if held is not None else -1 if recipe.output.resume else None
+    if step is not None:
+        rewind_metrics(run.metrics, step)
+        rewind_metrics(run.events, step)
+    for callback in trackers.callbacks(recipe, run, step):
+        trainer.add_callback(callback)
 
 
 def _held(recipe: Recipe, keeper: Keeper, say: Say) -> Held | None:

@@ -163,12 +163,18 @@ class Resumable(Base):  # type: ignore[misc]
         if held.common["evaluation_is_due"]:
             self._evaluate(None, None, skip_scheduler=True)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def set_data_epoch(self, epoch: int) -> None:
+        """Tell the order of the rows which epoch it is."""
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        # transformers 5.24 does not reach the order through the loader that skips what was trained on: in a resumed
+        # epoch it would be that of the first one.
+        self.set_data_epoch(epoch)
         # An epoch without an end, of a stream, would be begun anew behind the last step.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     # Between steps.
 

@@ -107,7 +107,8 @@ def sft_config(
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         gradient_accumulation_steps=accumulation,
-        report_to=recipe.train.report_to or "none",
+        # The trainer's own callbacks know nothing of an earlier start (sft_dist/trackers.py).
+        report_to="none",
         run_name=recipe.train.run_name or run.root.name,
         disable_tqdm=not bar,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -129,7 +130,7 @@ class SFTTrainer(Resumable, trl.SFTTrainer):  # type: ignore[misc]
         self.throughput = Throughput()
         self._rows = rows
         self.packing: dict[str, Any] | None = None
-        self._order: Callable[[], Sampler[Row]] | None = None
+        self._order: Callable[[], GlobalOrder | StreamOrder] | None = None
         self._way: Way | None = None
         self.by_source: SourceLosses | None = None
         self._sources: torch.Tensor | None = None
@@ -211,7 +212,12 @@ class SFTTrainer(Resumable, trl.SFTTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Row]:
         assert self._order is not None, "arrange() comes before train()"
-        return self._order()
+        self._sampler = self._order()
+        return self._sampler
+
+    def set_data_epoch(self, epoch: int) -> None:
+        """Tell the order of the rows which epoch it is."""
+        self._sampler.set_epoch(epoch)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As the base class; packed rows are fed in the way that was proven exact."""
