@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from sft_dist.checkpoints import rng
 from sft_dist.checkpoints.keeper import TRAINER, Held
 from sft_dist.checkpoints.zero import states_of
+from sft_dist.data.order import FILLER
 from sft_dist.errors import UserError
 from sft_dist.survival import Survival
 from sft_dist.trainers.guard import Event, Gate
@@ -71,6 +73,7 @@ class Resumable(Base):  # type: ignore[misc]
         self._total_loss_scalar = own["total_loss"]
         self._globalstep_last_logged = own["last_logged"]
         if hasattr(self, "_metrics"):
+            self._metrics["train"].clear()
             self._metrics["train"].update({name: list(values) for name, values in own["metrics"].items()})
             self._total_train_tokens = own["tokens"]
         self.survival.guard.load_state(own["guard"])
@@ -135,7 +138,18 @@ class Resumable(Base):  # type: ignore[misc]
         self._gate = Gate(self.optimizer)
         if self._held is not None:
             self._put_back(self._held)
+            if isinstance(prepared[0], DistributedDataParallel):
+                self._settle_buckets(prepared[0])
         return prepared
+
+    def _settle_buckets(self, model: Any) -> None:
+        """Let DDP order its buckets of gradients as it does after the first step of a run.
+
+        Among more than two ranks the order decides in which order numbers are added, and so their last bits.
+        """
+        batch = self.data_collator([self.train_dataset[FILLER]])
+        self.training_step(model, batch, torch.tensor(1.0, device=self.args.device))
+        model.zero_grad()
 
     def _put_back(self, held: Held) -> None:
         """Weights, optimizer and learning rate of a checkpoint."""
