@@ -34,9 +34,9 @@ def main(words: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from launch import check, local, recipe_files
+    from launch import check, local, recipe_files, retries
     from sft_dist.recipe import load_recipe
-    from sft_dist.rundir import claim, command_line
+    from sft_dist.rundir import command_line
     from sft_dist.runlock import RunLock
 
     recipe = load_recipe(recipe_files.find(options.recipe), options.overrides)
@@ -44,8 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     with RunLock(Path(recipe.output.output_dir)) as lock:
         if lock.replaced:
             print(f"sft-dist: {lock.replaced}", file=sys.stderr)
-        run = claim(recipe, command_line())
-        return local.run(run.recipe, recipe)
+        return retries.run(recipe, command_line(), options.retries, local.run)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -170,6 +169,17 @@ def _recipe_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
 
 
+def _run_options(sub: argparse.ArgumentParser) -> None:
+    _recipe_options(sub)
+    sub.add_argument("--retries", type=_count, default=0, metavar="N", help="start again so often where it dies (0)")
+
+
+def _count(word: str) -> int:
+    if not word.isdigit():
+        raise argparse.ArgumentTypeError(f"{word} is no number of times")
+    return int(word)
+
+
 def _preview_options(sub: argparse.ArgumentParser) -> None:
     _recipe_options(sub)
     sub.add_argument("--records", type=int, default=3, help="how many records (3)")
@@ -229,7 +239,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("schema", _schema, "print the JSON Schema of recipes, for editors"),
 )
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
-    "run": _recipe_options,
+    "run": _run_options,
     "check": _recipe_options,
     "preview": _preview_options,
     "lengths": _lengths_options,

@@ -15,16 +15,17 @@ from pathlib import Path
 import sft_dist.errors
 from launch import devices, fit
 from launch.environment import worker_environments
-from launch.processes import Rank, run_ranks
+from launch.processes import Ending, Rank, run_to_end
 from sft_dist.backend import NODE_SHARDS
 from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 
+_MARGIN_SECONDS = 10.0
 _TELEMETRY_OFF = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
-def run(recipe_file: Path, recipe: Recipe) -> int:
-    """Train by a resolved recipe in as many processes as it asks for; returns the exit code of the run.
+def run(recipe_file: Path, recipe: Recipe) -> Ending:
+    """Train by a resolved recipe in as many processes as it asks for.
 
     Rank 0 has the terminal, the others write to `<output_dir>/logs/rank<N>.log`. Call it from the main thread.
     Raises :class:`UserError` when the machine has not what the recipe asks for.
@@ -41,11 +42,14 @@ def run(recipe_file: Path, recipe: Recipe) -> int:
     # As accelerate starts them: unbuffered, so that a log is whole up to the moment its process is killed.
     command = [sys.executable, "-u", "-m", "sft_dist", str(recipe_file)]
     logs = Path(recipe.output.output_dir) / "logs"
-    return run_ranks(
+    return run_to_end(
         [
             Rank(rank, command, environment, logs / f"rank{rank}.log" if rank else None)
             for rank, environment in enumerate(environments)
-        ]
+        ],
+        # They end by themselves when the grace is over.
+        grace_seconds=recipe.checkpoint.grace + _MARGIN_SECONDS,
+        stop_signals=[signal.Signals[name] for name in recipe.checkpoint.signals],
     )
 
 

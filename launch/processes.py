@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -27,9 +27,10 @@ from sft_dist.errors import EXIT_RESUMABLE, EXIT_USER, UserError
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FORWARDED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
 # Between SIGTERM and SIGKILL for the ranks that outlive a failure: most hang in a collective with the dead.
-_FAILURE_GRACE_SECONDS = 10.0
+_FAILURE_GRACE_SECONDS = 5.0
 # A fault of the user's is found by all ranks; the others are given the time to say so themselves.
 _SAME_FAULT_SECONDS = 2.0
+_SAME_STOP_SECONDS = 15.0
 _TETHER = Path(__file__).resolve().with_name("tether.py")
 
 
@@ -47,17 +48,35 @@ class Rank:
         return f"rank {self.rank}"
 
 
-def run_ranks(ranks: Sequence[Rank], *, grace_seconds: float = 30.0) -> int:
-    """Run all ranks to their end and return the exit code of the run. To be called from the main thread.
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended: its exit code, and whether it had been told to stop by a signal to the launcher."""
+
+    code: int
+    stopped: bool
+
+
+def run_ranks(
+    ranks: Sequence[Rank], *, grace_seconds: float = 30.0, stop_signals: Collection[signal.Signals] = ()
+) -> int:
+    """Run all ranks to their end and return the exit code of the run; see `run_to_end`."""
+    return run_to_end(ranks, grace_seconds=grace_seconds, stop_signals=stop_signals).code
+
+
+def run_to_end(
+    ranks: Sequence[Rank], *, grace_seconds: float = 30.0, stop_signals: Collection[signal.Signals] = ()
+) -> Ending:
+    """Run all ranks to their end. To be called from the main thread.
 
     The code is that of the first rank that failed (128 + number for a death by signal), 0 if none did. A run
     that was told to stop is resumable (75) if a rank says so, however the others died; a second Ctrl-C kills
-    all ranks and gives 130. After a signal to stop, ranks have `grace_seconds` before they are killed.
+    all ranks and gives 130. After a signal to stop, ranks have `grace_seconds` before they are killed; SIGINT, SIGTERM
+    and SIGHUP are such signals, and those of `stop_signals`. Any other signal is only passed on.
     When this returns no process of the run is left, and none is when the launcher itself is killed.
     Raises :class:`UserError` when a log cannot be written or a command cannot be started.
     """
     with _Signals() as signals, _Keeper() as keeper:
-        run = _Run(grace_seconds, keeper)
+        run = _Run(grace_seconds, keeper, {*_ENDING, *stop_signals})
         try:
             for rank in ranks:
                 run.start(rank)
@@ -69,18 +88,19 @@ def run_ranks(ranks: Sequence[Rank], *, grace_seconds: float = 30.0) -> int:
         finally:
             run.kill()
     run.pass_on_messages()
-    return run.exit_code()
+    return Ending(run.exit_code(), run.stopped)
 
 
 class _Run:
     """The processes of a run and what has become of them."""
 
-    def __init__(self, grace_seconds: float, keeper: _Keeper) -> None:
+    def __init__(self, grace_seconds: float, keeper: _Keeper, ending: Collection[int]) -> None:
         self.alive: list[_Process] = []
         self._ended: list[_Process] = []
         self._failed: list[_Process] = []
         self._grace = grace_seconds
         self._keeper = keeper
+        self._ending = ending
         self._stopped_by: int | None = None
         self._killed_by_user = False
         self._terminate_at = math.inf
@@ -105,11 +125,16 @@ class _Run:
             return
         for process in self.alive:
             process.signal(number)
-        if number in _ENDING:
+        if number in self._ending:
             if number == signal.SIGINT:
                 logtail.say(["sft-dist: stopping; Ctrl-C again ends all processes at once"])
             self._stopped_by = number if number == signal.SIGINT else self._stopped_by or number
             self._kill_at = min(self._kill_at, time.monotonic() + self._grace)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return self._stopped_by is not None
 
     def on_time(self) -> None:
         now = time.monotonic()
@@ -141,8 +166,8 @@ class _Run:
         if first.code == EXIT_USER:
             self._terminate_at = time.monotonic() + _SAME_FAULT_SECONDS
         elif first.code == EXIT_RESUMABLE:
-            # The others may still be writing the checkpoint that it has left them to.
-            self._terminate_at = time.monotonic() + self._grace
+            # The others leave at the same step, or when their watchdogs find the same hang.
+            self._terminate_at = time.monotonic() + min(self._grace, _SAME_STOP_SECONDS)
         else:
             logtail.report(first.rank.name, first.code, first.rank.log_path, first.log_start)
             self._terminate()

@@ -1,0 +1,170 @@
+"""A run that goes on from a checkpoint is the run that was never stopped: to the bit, and to 1e-5 where its processes
+are others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from launch import local
+from launch.environment import worker_environments
+from launch.processes import Rank, run_ranks
+from tests import tiny
+from tests.recipes import ROOT, environment, small_recipe, write_conversations
+
+WORKER = Path(__file__).parent / "workers" / "runs.py"
+# Checkpoints lie in the middle of an epoch, of accumulated micro-batches' global batches and of the steps between two
+# records; the held-out loss is measured in between.
+SETTINGS = ("train.save_strategy=steps", "train.save_steps=5", "checkpoint.keep=null", "train.report_to=none",
+            "eval.enabled=false", "train.full_determinism=true", "train.logging_steps=3", "train.max_steps=9",
+            "train.per_device_train_batch_size=1", "train.eval_strategy=steps", "train.eval_steps=4")  # fmt: skip
+STREAM = ("data.streaming=true", "data.shuffle_buffer=10", "data.packing=true", "train.max_length=128")
+CASES = {
+    "packed": ("data.packing=true", "train.max_length=192"),
+    "plain": (),
+    "mixture": (),
+    "stream": STREAM,
+    "lora": ("peft.use_peft=true", "peft.lora_dropout=0.2", "data.packing=true"),
+    "qlora": ("peft.use_peft=true", "peft.load_in_4bit=true", "peft.lora_dropout=0.2"),
+}
+CUT = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recipes of a model with dropout (`drawing`) and of one without (`still`)."""
+    folder = tmp_path_factory.mktemp("resume")
+    still = tiny.save_model(folder / "still-model", "llama")
+    drawing = tiny.save_model(folder / "drawing-model", "opt", activation="gelu")
+    config = AutoConfig.from_pretrained(drawing)
+    config.dropout = 0.1
+    config.save_pretrained(drawing)
+    assert AutoModelForCausalLM.from_pretrained(drawing).config.dropout == 0.1
+    for name, model in (("still", still), ("drawing", drawing)):
+        small_recipe(folder / name, model)
+    write_conversations(folder / "drawing" / "more.jsonl", 30, seed=3)
+    return folder
+
+
+def mixture(folder: Path) -> tuple[str, ...]:
+    sources = {name: {"dataset_name": str(folder / "drawing" / f"{name}.jsonl"), "weight": weight}
+               for name, weight in (("train", 2), ("more", 1))}  # fmt: skip
+    return "data.dataset_name=null", f"data.mixture={json.dumps(sources)}", "data.packing=true"
+
+
+def start(folder: Path, strategy: str, processes: int, jobs: list[list[str]]) -> None:
+    """Do runs one after another in one group of processes."""
+    file = folder / f"{strategy}{processes}-{len(list(folder.glob('*.json')))}.json"
+    file.write_text(json.dumps(jobs))
+    base = {**os.environ, **environment(folder), "PYTHONPATH": str(ROOT)}
+    environments = worker_environments(strategy, processes, master_port=local.free_port(), omp_num_threads=1, base=base)
+    logs = [file.with_suffix(f".{rank}.log") for rank in range(processes)]
+    words = [sys.executable, str(WORKER), str(file)]
+    code = run_ranks([Rank(rank, words, one, logs[rank]) for rank, one in enumerate(environments)])
+    assert code == 0, "\n".join(log.read_text()[-3000:] for log in logs)
+
+
+def job(recipe: Path, run: Path, *words: str) -> list[str]:
+    return [str(recipe), *SETTINGS, *words, f"output.output_dir={run}"]
+
+
+# Times, memory, and the mean over the steps of one start, which transformers adds at the end.
+OF_THE_START = ("second", "memory", "runtime", "total_flos", "train_loss")
+
+
+def records(run: Path) -> dict[tuple[int, str], Any]:
+    """Every number of a run's log that is no matter of its start, by step and name; none stands there twice."""
+    found: dict[tuple[int, str], Any] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            if any(part in name for part in OF_THE_START):
+                continue
+            assert (row["step"], name) not in found or name in ("epoch", "step"), f"{name} twice at {row['step']}"
+            found[row["step"], name] = value
+    return found
+
+
+def weights_hash(run: Path) -> str:
+    files = sorted((run / "model").glob("*.safetensors"))
+    assert files
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes", "names"),
+    [
+        ("single", 1, list(CASES)),
+        ("ddp", 2, list(CASES)),
+        ("ddp", 4, ["packed"]),
+        ("zero1", 2, ["packed"]),
+        ("zero2", 2, ["packed", "lora", "qlora"]),
+        ("zero3", 2, ["packed", "stream", "lora", "qlora"]),
+        ("fsdp2", 2, ["packed", "mixture", "lora", "qlora"]),
+    ],
+)
+def test_a_resumed_run_has_the_bits_of_one_that_was_never_stopped(
+    folder: Path, strategy: str, processes: int, names: list[str]
+) -> None:
+    jobs = []
+    for name in names:
+        settings = mixture(folder) if name == "mixture" else CASES[name]
+        whole, again = (folder / f"{strategy}{processes}-{name}-{which}" for which in ("whole", "again"))
+        jobs.append(job(folder / "drawing" / "recipe.yaml", whole, *settings))
+        jobs.append(
+            job(folder / "drawing" / "recipe.yaml", again, *settings, "output.resume=true", f"cut:{whole}:{CUT}")
+        )
+    start(folder, strategy, processes, jobs)
+    for name in names:
+        whole, again = (folder / f"{strategy}{processes}-{name}-{which}" for which in ("whole", "again"))
+        assert records(whole) == records(again), name
+        assert {step for step, key in records(again) if key == "eval_loss"} == {4, 8, 9}
+        assert weights_hash(whole) == weights_hash(again), name
+
+
+def test_other_processes_and_other_strategies_go_on_with_the_same_batches(folder: Path) -> None:
+    recipe = folder / "still" / "recipe.yaml"
+    words = ("data.packing=true", "train.max_length=192")
+
+    def whole(name: str) -> list[str]:
+        return job(recipe, folder / f"cross-{name}", *words)
+
+    def again(source: str, name: str) -> list[str]:
+        cut = f"cut:{folder / f'cross-{source}'}:{CUT}"
+        return job(recipe, folder / f"cross-{source}-{name}", *words, "output.resume=true", cut)
+
+    start(folder, "ddp", 2, [whole("ddp2")])
+    start(folder, "ddp", 4, [whole("ddp4"), again("ddp2", "ddp4")])
+    start(folder, "zero3", 2, [whole("zero3"), again("ddp2", "zero3")])
+    start(folder, "fsdp2", 2, [again("zero3", "fsdp2"), again("ddp2", "fsdp2")])
+    start(folder, "zero2", 2, [again("zero3", "zero2")])
+    start(folder, "single", 1, [again("ddp4", "single"), again("zero3", "single"), again("zero3-fsdp2", "single")])
+    expected = records(folder / "cross-ddp2")
+    found = sorted(path.name for path in folder.glob("cross-*") if path.is_dir())
+    assert len(found) == 11
+    for name in found:
+        have = records(folder / name)
+        assert have.keys() == expected.keys(), name
+        for (step, key), value in expected.items():
+            if key in ("loss", "eval_loss", "grad_norm"):
+                assert have[step, key] == pytest.approx(value, rel=1e-5), (name, step, key)
+            elif key in ("num_tokens", "num_trained_tokens", "learning_rate"):
+                assert have[step, key] == value, (name, step, key)
+
+
+def test_what_is_written_can_be_read_without_pickle(folder: Path) -> None:
+    """Of the two tests above: weights and states are safetensors, all else is JSON."""
+    checkpoints = [path for path in folder.glob("*/checkpoints/checkpoint-*") if path.is_dir()]
+    assert len(checkpoints) > 20
+    for checkpoint in checkpoints:
+        for file in checkpoint.iterdir():
+            assert file.suffix in (".json", ".safetensors"), file
+            if file.suffix == ".json":
+                json.loads(file.read_text())
