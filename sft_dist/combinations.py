@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 from sft_dist.backend import NODE_SHARDS
 from sft_dist.config import DataSection, PeftSection, Recipe
+from sft_dist.rules import RULES, Finding, rule
 
-Finding = tuple[str, str]
-Rule = Callable[[Recipe], Iterator[Finding]]
-
-_RULES: list[tuple[tuple[str, ...], Rule]] = []
 _PEFT_KEYS = tuple(f"peft.{name}" for name in PeftSection.model_fields if name != "use_peft")
 # What each source of a mixture has for itself.
 _OF_EACH_SOURCE = ("dataset_config", "dataset_revision", "dataset_train_split", "format", "formatting")
@@ -33,26 +30,18 @@ def combinations(recipe: Recipe, unsure: Collection[str] = ()) -> list[Finding]:
 
     `unsure` are keys whose value is not known to be meant: rules that look at one of them are left out.
     """
-    return [found for keys, rule in _RULES if not set(keys) & set(unsure) for found in rule(recipe)]
+    from sft_dist import combinations_survival  # noqa: F401 (its rules count when it is read)
+
+    return [found for keys, judge in RULES if not set(keys) & set(unsure) for found in judge(recipe)]
 
 
-def _rule(*keys: str) -> Callable[[Rule], Rule]:
-    """A rule and the keys that it looks at."""
-
-    def add(rule: Rule) -> Rule:
-        _RULES.append((keys, rule))
-        return rule
-
-    return add
-
-
-@_rule("output.overwrite", "output.resume")
+@rule("output.overwrite", "output.resume")
 def _one_way_with_an_earlier_run(recipe: Recipe) -> Iterator[Finding]:
     if recipe.output.overwrite and recipe.output.resume:
         yield "output.overwrite", "cannot stand with output.resume, which goes on with what this removes; keep one"
 
 
-@_rule("data.chat_template_path", "data.response_template", "data.instruction_template")
+@rule("data.chat_template_path", "data.response_template", "data.instruction_template")
 def _one_template(recipe: Recipe) -> Iterator[Finding]:
     if recipe.data.chat_template_path is None:
         return
@@ -61,20 +50,20 @@ def _one_template(recipe: Recipe) -> Iterator[Finding]:
             yield f"data.{key}", "cannot stand with data.chat_template_path, which says the same; keep one"
 
 
-@_rule("data.dataset_test_split", "data.test_split_size")
+@rule("data.dataset_test_split", "data.test_split_size")
 def _one_held_out_set(recipe: Recipe) -> Iterator[Finding]:
     if recipe.data.dataset_test_split is not None and recipe.data.test_split_size:
         yield "data.test_split_size", "cannot stand with data.dataset_test_split, which is held out already; keep one"
 
 
-@_rule("data.test_split_size")
+@rule("data.test_split_size")
 def _share_or_number(recipe: Recipe) -> Iterator[Finding]:
     size = recipe.data.test_split_size
     if size >= 1 and size != int(size):
         yield "data.test_split_size", f"{size} is neither a share below 1 nor a whole number of records"
 
 
-@_rule("data.dataset_name", "data.dataset_train_split", "data.dataset_test_split", "data.mixture")
+@rule("data.dataset_name", "data.dataset_train_split", "data.dataset_test_split", "data.mixture")
 def _held_out_is_not_trained_on(recipe: Recipe) -> Iterator[Finding]:
     data = recipe.data
     trained = [source.dataset_name for source in (data.mixture or {}).values()]
@@ -82,27 +71,27 @@ def _held_out_is_not_trained_on(recipe: Recipe) -> Iterator[Finding]:
         yield "data.dataset_test_split", f"{data.dataset_test_split} is what is trained on; name other data"
 
 
-@_rule("data.min_response_length", "data.max_response_length")
+@rule("data.min_response_length", "data.max_response_length")
 def _some_response_fits(recipe: Recipe) -> Iterator[Finding]:
     least, most = recipe.data.min_response_length, recipe.data.max_response_length
     if least is not None and most is not None and least > most:
         yield "data.min_response_length", f"{least} is above data.max_response_length ({most}), so that none is left"
 
 
-@_rule("data.streaming", "data.shuffle_buffer")
+@rule("data.streaming", "data.shuffle_buffer")
 def _buffer_of_a_stream(recipe: Recipe) -> Iterator[Finding]:
     default = DataSection.model_fields["shuffle_buffer"].default
     if recipe.data.shuffle_buffer != default and not recipe.data.streaming:
         yield "data.shuffle_buffer", "has no effect while data.streaming is false; set that to true or leave this out"
 
 
-@_rule("data.streaming", "train.max_steps")
+@rule("data.streaming", "train.max_steps")
 def _a_stream_has_no_end(recipe: Recipe) -> Iterator[Finding]:
     if recipe.data.streaming and recipe.train.max_steps < 1:
         yield "data.streaming", "a stream has no known length; set train.max_steps above 0"
 
 
-@_rule("data.streaming", "data.test_split_size", "data.max_train_records", "data.deduplicate")
+@rule("data.streaming", "data.test_split_size", "data.max_train_records", "data.deduplicate")
 def _a_stream_is_not_known_whole(recipe: Recipe) -> Iterator[Finding]:
     if not recipe.data.streaming:
         return
@@ -116,7 +105,7 @@ def _a_stream_is_not_known_whole(recipe: Recipe) -> Iterator[Finding]:
             yield f"data.{name}", f"cannot stand with data.streaming; {mend}"
 
 
-@_rule("data.formatting", "data.mixture")
+@rule("data.formatting", "data.mixture")
 def _function_path(recipe: Recipe) -> Iterator[Finding]:
     sources = {"data": recipe.data.formatting}
     sources |= {f"data.mixture.{name}": source.formatting for name, source in (recipe.data.mixture or {}).items()}
@@ -125,7 +114,7 @@ def _function_path(recipe: Recipe) -> Iterator[Finding]:
             yield f"{key}.formatting", f"expected package.module:function, got {path!r}"
 
 
-@_rule("data.dataset_name", "data.mixture")
+@rule("data.dataset_name", "data.mixture")
 def _one_source_or_several(recipe: Recipe) -> Iterator[Finding]:
     if recipe.data.mixture == {}:
         yield (
@@ -136,7 +125,7 @@ def _one_source_or_several(recipe: Recipe) -> Iterator[Finding]:
         yield "data.mixture", "cannot stand with data.dataset_name, which is trained on alone; keep one of the two"
 
 
-@_rule("data.mixture", *(f"data.{key}" for key in _OF_EACH_SOURCE))
+@rule("data.mixture", *(f"data.{key}" for key in _OF_EACH_SOURCE))
 def _keys_of_each_source(recipe: Recipe) -> Iterator[Finding]:
     for key in _OF_EACH_SOURCE:
         given = getattr(recipe.data, key) != DataSection.model_fields[key].get_default()
@@ -145,7 +134,7 @@ def _keys_of_each_source(recipe: Recipe) -> Iterator[Finding]:
             yield f"data.{key}", f"each source of data.mixture has its own; write it as data.mixture.{name}.{key}"
 
 
-@_rule("data.mixture", "data.mixture_temperature", "data.stopping_strategy")
+@rule("data.mixture", "data.mixture_temperature", "data.stopping_strategy")
 def _settings_of_a_mixture(recipe: Recipe) -> Iterator[Finding]:
     for key in ("mixture_temperature", "stopping_strategy"):
         given = getattr(recipe.data, key) != DataSection.model_fields[key].get_default()
@@ -153,7 +142,7 @@ def _settings_of_a_mixture(recipe: Recipe) -> Iterator[Finding]:
             yield f"data.{key}", "has no effect without data.mixture; name sources there or leave this out"
 
 
-@_rule("data.mixture", "data.streaming", "data.stopping_strategy")
+@rule("data.mixture", "data.streaming", "data.stopping_strategy")
 def _end_of_a_streamed_mixture(recipe: Recipe) -> Iterator[Finding]:
     data = recipe.data
     default = DataSection.model_fields["stopping_strategy"].default
@@ -164,7 +153,7 @@ def _end_of_a_streamed_mixture(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@_rule("data.mixture", "data.streaming")
+@rule("data.mixture", "data.streaming")
 def _weights_of_a_stream(recipe: Recipe) -> Iterator[Finding]:
     sources = recipe.data.mixture or {}
     without = [f"data.mixture.{name}.weight" for name, source in sources.items() if source.weight is None]
@@ -172,7 +161,7 @@ def _weights_of_a_stream(recipe: Recipe) -> Iterator[Finding]:
         yield "data.streaming", f"the sizes of the sources are not known beforehand; set {', '.join(without)}"
 
 
-@_rule("data.mixture", "data.dataset_test_split")
+@rule("data.mixture", "data.dataset_test_split")
 def _held_out_beside_a_mixture(recipe: Recipe) -> Iterator[Finding]:
     split = recipe.data.dataset_test_split
     if recipe.data.mixture is None or split is None:
@@ -187,7 +176,7 @@ def _held_out_beside_a_mixture(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@_rule("train.eval_strategy", "data.dataset_name", "data.dataset_test_split", "data.test_split_size")
+@rule("train.eval_strategy", "data.dataset_name", "data.dataset_test_split", "data.test_split_size")
 def _evaluation_has_data(recipe: Recipe) -> Iterator[Finding]:
     data = recipe.data
     held_out = data.dataset_test_split is not None or data.test_split_size or data.dataset_name == "python-docs"
@@ -198,20 +187,20 @@ def _evaluation_has_data(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@_rule("train.max_steps")
+@rule("train.max_steps")
 def _some_steps(recipe: Recipe) -> Iterator[Finding]:
     if recipe.train.max_steps == 0:
         yield "train.max_steps", "0 trains nothing; -1 leaves the length to train.num_train_epochs"
 
 
-@_rule("train.warmup_steps")
+@rule("train.warmup_steps")
 def _whole_warmup(recipe: Recipe) -> Iterator[Finding]:
     steps = recipe.train.warmup_steps
     if steps >= 1 and steps != int(steps):
         yield "train.warmup_steps", f"{steps} is neither a share below 1 nor a whole number of steps"
 
 
-@_rule("train.lr_scheduler_type", "train.lr_scheduler_kwargs", "train.learning_rate")
+@rule("train.lr_scheduler_type", "train.lr_scheduler_kwargs", "train.learning_rate")
 def _scheduler_arguments(recipe: Recipe) -> Iterator[Finding]:
     train, key = recipe.train, "train.lr_scheduler_kwargs"
     given, known = train.lr_scheduler_kwargs or {}, _SCHEDULER_KWARGS[train.lr_scheduler_type]
@@ -228,7 +217,7 @@ def _scheduler_arguments(recipe: Recipe) -> Iterator[Finding]:
         yield "train.learning_rate", f"polynomial needs more than lr_end ({lowest}), got {train.learning_rate}"
 
 
-@_rule("train.gradient_checkpointing", "train.gradient_checkpointing_kwargs")
+@rule("train.gradient_checkpointing", "train.gradient_checkpointing_kwargs")
 def _checkpointing_arguments(recipe: Recipe) -> Iterator[Finding]:
     if recipe.train.gradient_checkpointing_kwargs and not recipe.train.gradient_checkpointing:
         yield (
@@ -237,13 +226,13 @@ def _checkpointing_arguments(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@_rule("parallel.global_batch_size", "train.gradient_accumulation_steps")
+@rule("parallel.global_batch_size", "train.gradient_accumulation_steps")
 def _one_source_of_accumulation(recipe: Recipe) -> Iterator[Finding]:
     if recipe.parallel.global_batch_size is not None and recipe.train.gradient_accumulation_steps != 1:
         yield "train.gradient_accumulation_steps", "follows from parallel.global_batch_size; keep one of the two"
 
 
-@_rule("parallel.global_batch_size", "parallel.processes", "parallel.strategy", "train.per_device_train_batch_size")
+@rule("parallel.global_batch_size", "parallel.processes", "parallel.strategy", "train.per_device_train_batch_size")
 def _global_batch_divides(recipe: Recipe) -> Iterator[Finding]:
     rows, each = recipe.parallel.global_batch_size, recipe.train.per_device_train_batch_size
     processes = recipe.parallel.processes
@@ -259,14 +248,14 @@ def _global_batch_divides(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@_rule("parallel.strategy", "parallel.processes")
+@rule("parallel.strategy", "parallel.processes")
 def _single_is_one_process(recipe: Recipe) -> Iterator[Finding]:
     processes = recipe.parallel.processes
     if recipe.parallel.strategy == "single" and processes is not None and processes > 1:
         yield "parallel.strategy", f"single is one process, parallel.processes is {processes}; take auto, ddp or zero2"
 
 
-@_rule("parallel.strategy", "parallel.processes")
+@rule("parallel.strategy", "parallel.processes")
 def _a_node_has_several_processes(recipe: Recipe) -> Iterator[Finding]:
     strategy, processes = recipe.parallel.strategy, recipe.parallel.processes
     if strategy in NODE_SHARDS and processes == 1:
@@ -276,7 +265,7 @@ def _a_node_has_several_processes(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@_rule("parallel.strategy", "parallel.offload_nvme_path")
+@rule("parallel.strategy", "parallel.offload_nvme_path")
 def _path_of_an_offload(recipe: Recipe) -> Iterator[Finding]:
     if recipe.parallel.offload_nvme_path is not None and recipe.parallel.strategy != "zero3_offload":
         yield (
@@ -285,7 +274,7 @@ def _path_of_an_offload(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@_rule("parallel.strategy", "train.optim")
+@rule("parallel.strategy", "train.optim")
 def _optimizer_of_shards(recipe: Recipe) -> Iterator[Finding]:
     strategy = recipe.parallel.strategy
     if recipe.train.optim == "adafactor" and strategy.startswith(("zero", "fsdp2")):
@@ -295,7 +284,7 @@ def _optimizer_of_shards(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@_rule("parallel.strategy", "train.torch_compile")
+@rule("parallel.strategy", "train.torch_compile")
 def _compilation_of_whole_weights(recipe: Recipe) -> Iterator[Finding]:
     strategy = recipe.parallel.strategy
     # Not proven to give the losses of one process where hooks gather weights or DeepSpeed wraps the model.
@@ -303,14 +292,14 @@ def _compilation_of_whole_weights(recipe: Recipe) -> Iterator[Finding]:
         yield "train.torch_compile", f"cannot stand with {strategy} so far; leave it out, or take parallel.strategy=ddp"
 
 
-@_rule("model.attn_implementation", "model.dtype", "train.bf16")
+@rule("model.attn_implementation", "model.dtype", "train.bf16")
 def _flash_attention_precision(recipe: Recipe) -> Iterator[Finding]:
     kernel = recipe.model.attn_implementation or ""
     if kernel.startswith("flash_attention") and recipe.model.dtype == "float32" and recipe.train.bf16 is False:
         yield "model.attn_implementation", f"{kernel} computes in bf16 only; set train.bf16=true, or take sdpa"
 
 
-@_rule("peft.use_peft", *_PEFT_KEYS)
+@rule("peft.use_peft", *_PEFT_KEYS)
 def _adapter_settings(recipe: Recipe) -> Iterator[Finding]:
     if recipe.peft.use_peft:
         return
@@ -319,7 +308,7 @@ def _adapter_settings(recipe: Recipe) -> Iterator[Finding]:
             yield f"peft.{name}", "has no effect while peft.use_peft is false; set that to true or leave this out"
 
 
-@_rule("peft.lora_target_modules", "peft.use_peft")
+@rule("peft.lora_target_modules", "peft.use_peft")
 def _adapter_has_modules(recipe: Recipe) -> Iterator[Finding]:
     modules, key = recipe.peft.lora_target_modules, "peft.lora_target_modules"
     if not recipe.peft.use_peft:

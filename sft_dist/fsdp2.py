@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -71,6 +71,13 @@ def materialize(model: torch.nn.Module, device: torch.device) -> None:
         return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
 
     model._apply(place)  # type: ignore[no-untyped-call]
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Take up the shards again: what is around the layers stays gathered after an evaluation."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def own_rows(parameter: DTensor) -> tuple[int, int]:

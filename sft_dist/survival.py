@@ -24,12 +24,13 @@ _SAMPLES_SHOWN = 3
 class Survival:
     """All ranks call each method together, but where it says otherwise.
 
-    `about`: what every checkpoint of the run says of itself. `events`: file that takes what went wrong.
+    `about`: what every checkpoint of the run says of itself. `events`: file that takes what went wrong. `can_save`:
+    whether there can be checkpoints at all.
     """
 
     def __init__(
         self, keeper: Keeper, requests: StopRequests, guard: Guard, watchdog: Watchdog, about: Manifest, events: Path,
-        say: Callable[[str], None],
+        say: Callable[[str], None], can_save: bool = True,
     ) -> None:  # fmt: skip
         self.keeper = keeper
         self.requests = requests
@@ -40,6 +41,7 @@ class Survival:
         self._about = about
         self._events = events
         self._say = say
+        self._can_save = can_save
 
     def about(self, step: int, *, tokens: int, trained_tokens: int, metrics: Mapping[str, float]) -> Manifest:
         """The manifest of a checkpoint of now, without its files. On any rank."""
@@ -95,6 +97,8 @@ class Survival:
 
     def time_to_save(self, step: int) -> bool:
         """Whether a checkpoint of now is still wanted, and can be expected to be complete in time."""
+        if not self._can_save:
+            return False
         busy = not self.keeper.wait(self.requests.seconds_left)
         self.keeper.look()
         late = self.keeper.slowest > self.requests.seconds_left

@@ -189,7 +189,8 @@ def _survival(
         versions=versions(),
     )
     watchdog = Watchdog(recipe.guard, run.logs / f"stacks-rank{world.rank}.txt", world.rank)
-    return Survival(keeper, requests, Guard(recipe.guard), watchdog, about, run.events, say)
+    return Survival(keeper, requests, Guard(recipe.guard), watchdog, about, run.events, say,
+                    can_save=recipe.parallel.offload_nvme_path is None)  # fmt: skip
 
 
 def _save(trainer: SFTTrainer, run: RunDir, world: World, dtype: str) -> None:

@@ -101,6 +101,7 @@ class Fsdp2States:
     """Rows of each tensor; where nodes hold the same rows, each node writes a part of them."""
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        fsdp2.reshard(model)
         self._parameters = trained(model)
         self._optimizer = optimizer
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 
 from sft_dist.checkpoints.pieces import STEP, WEIGHT, Piece, Reader, fill
 from sft_dist.checkpoints.states import (
@@ -139,6 +139,6 @@ def states_of(model: torch.nn.Module, optimizer: Any, rank: int, world: int) -> 
     inner = getattr(optimizer, "optimizer", optimizer)
     if is_zero(inner):
         return ZeroStates(model, inner)
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if any(isinstance(module, FSDPModule) for module in model.modules()):
         return Fsdp2States(model, inner)
     return PlainStates(model, inner, rank, world)

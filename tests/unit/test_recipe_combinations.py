@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sft_dist.combinations import _RULES, combinations
+from sft_dist.combinations import combinations
+from sft_dist.rules import RULES
 from tests.recipe_texts import MINIMAL, faults, load, section, train
 
 
@@ -186,7 +187,7 @@ def test_every_rule_declares_the_keys_that_it_reads() -> None:
         load(MINIMAL, "data.chat_template_path=x", "parallel.strategy=single", "data.dataset_test_split=y"),
         load(MINIMAL, "model.attn_implementation=flash_attention_2", "train.gradient_checkpointing_kwargs={a: 1}"),
     ]
-    for keys, rule in _RULES:
+    for keys, rule in RULES:
         seen: set[str] = set()
         for recipe in recipes:
             list(rule(Watched(recipe, "", seen)))  # type: ignore[arg-type]
