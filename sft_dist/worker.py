@@ -93,6 +93,7 @@ def _run(recipe: Recipe, recipe_file: Path, command: Sequence[str], requests: St
             refuse_other_batches(held, trainer.rows_per_step, trainer.data_digest)
             say(_going_on(held, trainer))
         trainer.survive(survival, held)
+        ending.callback(survival.watchdog.stop)
         trainer.train(resume_from_checkpoint=str(held.path) if held else None)
         survival.end_training()
         account = summed(stream.accounts()) if recipe.data.streaming else train.account

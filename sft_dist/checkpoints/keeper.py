@@ -105,20 +105,24 @@ class Keeper:
 
     def save(
         self, about: Manifest, states: States, own: Mapping[str, Any], common: Mapping[str, Any],
-        documents: Mapping[str, str], *, wait: bool = False
+        documents: Mapping[str, str], *, wait: bool = False, began: float | None = None
     ) -> None:  # fmt: skip
         """Begin to write a checkpoint. `own`: what this rank keeps for itself; `documents`: by name, alike on all.
+
+        `wait`: until it is complete. `began`: when the training began to wait (`time.perf_counter`); unset: now.
 
         One of this step that is complete already is left as it is.
         """
         if any(self.together.every(about.step in folders.complete(self.folder))):
             return
+        began = time.perf_counter() if began is None else began
         rank = self.together.rank
         files = {f"rank-{rank:05d}.json": json.dumps({"steps": states.steps(), **own})}
         if self.place.is_leader:
             files |= {COMMON: json.dumps({"shapes": states.shapes(), **common}), **documents}
         content = {name: text.encode() for name, text in files.items()}
-        self._writer.save(Contents(states.pieces(), content, about), wait=wait or not self.settings.asynchronous)
+        contents = Contents(states.pieces(), content, about)
+        self._writer.save(contents, wait=wait or not self.settings.asynchronous, began=began)
 
     @property
     def in_flight(self) -> int | None:

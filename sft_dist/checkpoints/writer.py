@@ -76,9 +76,11 @@ class Writer:
         self._outcomes: list[Outcome] = []
         self.in_flight: int | None = None
 
-    def save(self, contents: Contents, *, wait: bool) -> None:
-        """Begin to write a checkpoint; nothing is in flight. `wait`: until it is complete, or is not."""
-        began = time.perf_counter()
+    def save(self, contents: Contents, *, wait: bool, began: float) -> None:
+        """Begin to write a checkpoint; nothing is in flight. `wait`: until it is complete, or is not.
+
+        `began`: the reading of `time.perf_counter` when the training began to wait.
+        """
         step = contents.about.step
         if wait:
             # From where it lies: nothing changes while it is waited for.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -89,13 +90,14 @@ class Resumable(Base):  # type: ignore[misc]
     # Saving.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        began = time.perf_counter()
         self.store_flos()
         if self.survival.stopping is not None:
             self._save_and_stop()
         elif self.survival.may_save(self.state.global_step):
-            self._write_checkpoint(wait=False)
+            self._write_checkpoint(wait=False, began=began)
 
-    def _write_checkpoint(self, wait: bool) -> None:
+    def _write_checkpoint(self, wait: bool, began: float | None = None) -> None:
         survival, step = self.survival, self.state.global_step
         evaluated, metrics = self._evaluated
         about = survival.about(
@@ -108,7 +110,9 @@ class Resumable(Base):  # type: ignore[misc]
         common = {"scheduler": self.lr_scheduler.state_dict(), "evaluation_is_due": self._is_evaluation_due()}
         state = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"
         with survival.watchdog.paused():
-            survival.keeper.save(about, self._states(), own, common, {TRAINER: state, **self.documents()}, wait=wait)
+            survival.keeper.save(
+                about, self._states(), own, common, {TRAINER: state, **self.documents()}, wait=wait, began=began
+            )
 
     def _save_and_stop(self) -> None:
         step = self.state.global_step

@@ -56,6 +56,12 @@ class Watchdog:
             self._thread = None
             self._wake.notify()
         self._disarm()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            with suppress(OSError):
+                if not self._stacks.stat().st_size:
+                    self._stacks.unlink()
 
     def step_ended(self) -> None:
         """Count a step, and wait for the next."""
