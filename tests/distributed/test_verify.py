@@ -1,4 +1,4 @@
-"""The matrix: OPT in small under every strategy, Llama and Mistral under one of each kind, have the numbers of one process.
+"""The matrix: OPT in small under every strategy, Llama and Mistral under one of each kind, have one process's numbers.
 
 `sft-dist verify` without words is the whole of it: all three under all of them.
 """
