@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_what_many_wrote_is_read_in_any_stretches(
         assert reader.dtype(whole.name, whole.kind) == whole.tensor.dtype
         # Another partition than the one it was written in.
         edges = sorted({0, count, *data.draw(st.lists(st.integers(0, count), max_size=4))})
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             assert same(reader.read(whole.name, whole.kind, start, stop), whole.tensor[start:stop])
         assert reader.read(whole.name, whole.kind, count, count).numel() == 0
 
@@ -152,8 +153,8 @@ def test_names_and_kinds(tmp_path: Path) -> None:
 
 
 def test_a_scalar_and_a_tensor_of_any_sizes_are_filled(tmp_path: Path) -> None:
-    reader = Reader([file_of(tmp_path, 0, [Piece("w", WEIGHT, 0, torch.arange(24.0)), Piece("w", "rms", 0,
-                                                                                        torch.tensor([7.0]))])])  # fmt: skip
+    pieces = [Piece("w", WEIGHT, 0, torch.arange(24.0)), Piece("w", "rms", 0, torch.tensor([7.0]))]
+    reader = Reader([file_of(tmp_path, 0, pieces)])
     scalar, rows, turned = torch.tensor(0.0), torch.zeros(2, 4, dtype=torch.bfloat16), torch.zeros(4, 2).t()
     fill(scalar, reader, "w", "rms", 0)
     fill(rows, reader, "w", WEIGHT, 16)
@@ -181,7 +182,8 @@ def test_a_missing_stretch_is_one_line(
     with pytest.raises(UserError) as caught:
         reader.read("w", WEIGHT, start, stop)
     assert str(caught.value) == (
-        f"{tmp_path}: elements {missing} of w (weight) are not in its files; gather the files of all nodes in one folder"
+        f"{tmp_path}: elements {missing} of w (weight) are not in its files; gather the files of all nodes in one "
+        "folder"
     )
     # What is there is read all the same.
     here = present[0] * 10
