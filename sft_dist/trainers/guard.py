@@ -83,7 +83,8 @@ class Guard:
         factor = self.settings.spike_factor
         if factor is not None and len(self._losses) == self._losses.maxlen:
             median = statistics.median(self._losses)
-            if loss > factor * median:
+            # Steps without a trained token have a loss of zero, of which nothing is a multiple.
+            if median > 0 and loss > factor * median:
                 return Event("the loss", loss, median, self.settings.on_spike)
         self._losses.append(loss)
         return None
