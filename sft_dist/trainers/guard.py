@@ -50,6 +50,8 @@ class Gate:
         @functools.wraps(step)
         def gated(*args: Any, **kwargs: Any) -> Any:
             if self.closed or not self._norm_is_sound():
+                # By this mark a schedule of torch knows that it is called behind the optimizer; else it warns.
+                base._opt_called = True  # type: ignore[attr-defined]
                 return None
             return step(*args, **kwargs)
 
