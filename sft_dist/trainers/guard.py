@@ -95,7 +95,7 @@ class Guard:
         """What is wrong with the norm of the gradients of a step."""
         if math.isfinite(norm) and norm >= 0:
             return None
-        return Event("the norm of the gradients", norm if norm >= 0 else math.inf, None, self.settings.nonfinite)
+        return Event("the norm of the gradients", math.inf if norm < 0 else norm, None, self.settings.nonfinite)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
