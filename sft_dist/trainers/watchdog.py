@@ -116,7 +116,7 @@ class Watchdog:
         if self._file is None:
             with suppress(OSError):
                 self._stacks.parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(self._stacks, "w", encoding="utf-8")  # noqa: SIM115
+                self._file = open(self._stacks, "a", encoding="utf-8")  # noqa: SIM115
         if self._file is not None:
             # The step may have begun before a pause; the thread that ends the process counts that, too.
             faulthandler.dump_traceback_later(max(self.limit - self._lost, _SHORTEST), file=self._file)
