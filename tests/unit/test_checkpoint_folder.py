@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_dist.checkpoints import folder as folders
@@ -167,6 +167,7 @@ SETTINGS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(STEPS, SETTINGS, st.randoms(use_true_random=False))
 def test_retention(steps: dict[int, float | None], recipe: CheckpointSection, draw: object) -> None:
     held = [about(step, **({} if value is None else {"eval_loss": value})) for step, value in steps.items()]

@@ -56,6 +56,7 @@ def pieces_of(tensors: Sequence[tuple[torch.dtype, int]]) -> list[Piece]:
     ]
 
 
+@settings(deadline=None)
 @given(TENSORS, st.integers(1, 9))
 def test_every_element_is_dealt_once(tensors: list[tuple[torch.dtype, int]], world: int) -> None:
     pieces = pieces_of(tensors)
@@ -75,6 +76,7 @@ def test_every_element_is_dealt_once(tensors: list[tuple[torch.dtype, int]], wor
         assert abs(sum(piece.tensor.nbytes for piece in share) - total / world) <= largest
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(0, 50), st.integers(1, 5), st.integers(1, 5))
 def test_a_share_can_be_dealt_again(count: int, start: int, first: int, second: int) -> None:
     """As rows that several nodes hold alike: each deals out a stretch that begins somewhere in its tensor."""
@@ -92,7 +94,7 @@ def test_a_piece_is_a_view(tmp_path: Path) -> None:
     assert piece.start == 5 and piece.tensor[2] == 3.0
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_what_many_wrote_is_read_in_any_stretches(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_dist.config import GuardSection
@@ -46,6 +46,7 @@ def test_a_norm_that_is_no_number_is_found(norm: float, said: str, action: str) 
     assert event.told() == f"the norm of the gradients is {said}"
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=0, allow_infinity=False))
 def test_a_norm_that_is_a_number_is_sound(norm: float) -> None:
     assert guard().of_norm(norm) is None
@@ -80,6 +81,7 @@ def test_a_median_that_is_not_above_zero_has_no_multiples(median: float) -> None
     assert watched.of_loss(2.0) is None
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1e6), max_size=40),
     st.integers(2, 8),
@@ -99,6 +101,7 @@ def test_the_rule_of_spikes(losses: list[float], window: int, factor: float) -> 
             assert (event.value, event.median, event.action) == (loss, median, "skip") and event.told()
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 100), max_size=30), st.lists(st.floats(0, 1e4), max_size=10), st.integers(2, 6))
 def test_a_guard_goes_on_from_its_state(before: list[float], after: list[float], window: int) -> None:
     section = GuardSection(spike_factor=2.5, spike_window=window)
