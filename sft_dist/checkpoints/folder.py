@@ -8,6 +8,7 @@ that was found damaged is set aside as `checkpoint-N.damaged` and never removed.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -128,9 +129,10 @@ def superfluous(held: Sequence[Manifest], settings: CheckpointSection) -> list[i
 
 
 def best_of(held: Sequence[Manifest], settings: CheckpointSection) -> int | None:
-    """The step of the best held-out value, the later of equal ones; None where it was never measured."""
+    """The step of the best held-out value, the later of equal ones; None where it was never measured. NaN is none."""
     name = settings.metric_for_best_model
-    measured = [(each.metrics[name], each.step) for each in held if name is not None and name in each.metrics]
+    values = [(each.metrics.get(name, math.nan), each.step) for each in held if name is not None]
+    measured = [(value, step) for value, step in values if not math.isnan(value)]
     if not measured:
         return None
     sign = 1 if settings.greater_is_better else -1
