@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from pathlib import Path
 
+from sft_dist.checkpoints import folder as folders
 from sft_dist.errors import RecipeError
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
@@ -30,8 +32,16 @@ def find(name: str) -> Path:
 
 
 def model_folder(name: str) -> str:
-    """The model behind a run's folder, a model directory, a built-in name or a hub id."""
-    inner = Path(name).expanduser() / "model"
+    """The model behind a run's folder, a model directory, a built-in name or a hub id.
+
+    Raises :class:`RecipeError` for a checkpoint, which is no model yet.
+    """
+    path = Path(name).expanduser()
+    if folders.is_checkpoint(path):
+        raise RecipeError(
+            f"{name}: a checkpoint, not a model; export it first: sft-dist export {shlex.quote(name)} --output DIR"
+        )
+    inner = path / "model"
     return str(inner) if (inner / "config.json").exists() or (inner / "adapter_config.json").exists() else name
 
 
