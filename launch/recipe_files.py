@@ -34,15 +34,22 @@ def find(name: str) -> Path:
 def model_folder(name: str) -> str:
     """The model behind a run's folder, a model directory, a built-in name or a hub id.
 
-    Raises :class:`RecipeError` for a checkpoint, which is no model yet.
+    Raises :class:`RecipeError` for a checkpoint, and for a run that has nothing else: neither is a model yet.
     """
     path = Path(name).expanduser()
-    if folders.is_checkpoint(path):
-        raise RecipeError(
-            f"{name}: a checkpoint, not a model; export it first: sft-dist export {shlex.quote(name)} --output DIR"
-        )
     inner = path / "model"
-    return str(inner) if (inner / "config.json").exists() or (inner / "adapter_config.json").exists() else name
+    if (inner / "config.json").exists() or (inner / "adapter_config.json").exists():
+        return str(inner)
+    if folders.is_checkpoint(path):
+        raise _no_model(name, "a checkpoint, not a model", path)
+    if not (path / "config.json").exists() and (held := folders.complete(path / "checkpoints")):
+        raise _no_model(name, "no model yet", folders.path_of(path / "checkpoints", max(held)))
+    return name
+
+
+def _no_model(name: str, what: str, checkpoint: Path) -> RecipeError:
+    command = f"sft-dist export {shlex.quote(str(checkpoint))} --output DIR"
+    return RecipeError(f"{name}: {what}; export it first: {command}")
 
 
 def model_and_recipe(name: str, recipe: str | None) -> tuple[str, Path]:

@@ -86,7 +86,9 @@ def _folders(name: str) -> tuple[Path, Path]:
     inner = path / "checkpoints"
     if inner.is_dir() or (path / "recipe.yaml").is_file():
         return path, inner
-    if path.is_dir() and (path.absolute().name == "checkpoints" or any(folders.step_of(each) >= 0 for each in path.iterdir())):
+    if path.is_dir() and (
+        path.absolute().name == "checkpoints" or any(folders.step_of(each) >= 0 for each in path.iterdir())
+    ):
         # "." has no name, and no parent of its own.
         return (path if path.name else path.absolute()).parent, path
     what = "holds no recipe.yaml and no checkpoints" if path.is_dir() else "is no folder"

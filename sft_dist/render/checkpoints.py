@@ -30,7 +30,7 @@ def to_terminal(listing: Listing, console: Console) -> None:
     from rich.table import Table
 
     if listing.entries:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
         table.add_column("", no_wrap=True)
         table.add_column("step", justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
