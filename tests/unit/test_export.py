@@ -242,6 +242,7 @@ def test_memory_is_that_of_a_file_and_not_of_the_model(tmp_path: Path, kind: str
         made.save_pretrained(tmp_path / name, max_shard_size="20MB")
         sources[name] = tmp_path / name
         if kind == "checkpoint":
+            tiny.chat_tokenizer().save_pretrained(tmp_path / name)
             run = write_run(tmp_path / f"run-{name}", str(tmp_path / name))
             sources[name] = write_checkpoint(run, 7, {n: p.detach() for n, p in made.named_parameters()})
         if kind == "adapter":
