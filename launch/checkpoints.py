@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from sft_dist.errors import EXIT_DONE
@@ -16,9 +17,23 @@ def show(name: str, *, contents: bool, as_json: bool) -> int:
     if as_json:
         import json
 
-        print(json.dumps(rendered.to_json(listing), indent=2))
+        _print(json.dumps(rendered.to_json(listing), indent=2) + "\n")
         return EXIT_DONE
     from rich.console import Console
 
-    rendered.to_terminal(listing, Console(width=None if sys.stdout.isatty() else 80))
+    from sft_dist.render.text import tolerate_encoding
+
+    console = Console(width=None if sys.stdout.isatty() else 80)
+    tolerate_encoding(console)
+    with console.capture() as printed:
+        rendered.to_terminal(listing, console)
+    _print(printed.get())
     return EXIT_DONE
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        # Whoever reads, such as head, has seen enough; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,6 +11,7 @@ from sft_dist.render.wording import count, number
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from sft_dist.checkpoints.listing import Entry, Listing
 
@@ -26,25 +27,34 @@ def to_json(listing: Listing) -> dict[str, Any]:
 
 def to_terminal(listing: Listing, console: Console) -> None:
     """A table that fits into 80 columns, what is wrong with each that is damaged, and what a run would do."""
-    from rich import box
-    from rich.table import Table
+    from rich.measure import Measurement
 
     if listing.entries:
-        table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-        table.add_column("", no_wrap=True)
-        table.add_column("step", justify="right", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        for name in ("trained\ntokens", "size"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("written by")
-        table.add_column("when", no_wrap=True)
-        table.add_column("held-out\nloss", justify="right", no_wrap=True)
-        for entry in listing.entries:
-            table.add_row(*_cells(listing, entry))
+        table = _table(listing, gap=2)
+        if Measurement.get(console, console.options, table).maximum > console.width:
+            table = _table(listing, gap=1)
         console.print(table)
         console.print()
     for line in _lines(listing):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(listing: Listing, gap: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for name in ("trained\ntokens", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("written by")
+    table.add_column("when", no_wrap=True)
+    table.add_column("held-out\nloss", justify="right", no_wrap=True)
+    for entry in listing.entries:
+        table.add_row(*_cells(listing, entry))
+    return table
 
 
 def _cells(listing: Listing, entry: Entry) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from launch import cli
 from sft_dist.runlock import RunLock
 from tests.checkpoints import turn_a_bit, write_checkpoint, write_run
+from tests.recipes import ROOT
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def as_json(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any
 
 def row(text: str, step: int) -> str:
     """The line of a step in the table."""
-    return next(line for line in text.splitlines() if re.match(rf"[>* ]* {step} [cdu]", line))
+    return next(line for line in text.splitlines() if re.match(rf"[>* ]* {step} +[cdu]", line))
 
 
 def test_a_table_that_fits_80_columns(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,3 +148,13 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, name: str, capsys: 
     said = capsys.readouterr().err
     what = "holds no recipe.yaml and no checkpoints" if name == "empty" else "is no folder"
     assert said == f"sft-dist: RUN: {tmp_path / name} {what}; name a run's folder\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_reader_that_has_seen_enough_is_no_fault(run: Path, words: list[str]) -> None:
+    command = [sys.executable, "-m", "launch.cli", "checkpoints", str(run), *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None and started.stderr is not None
+        started.stdout.close()
+        assert started.stderr.read() == ""
+    assert started.returncode == 0
