@@ -31,7 +31,8 @@ def to_terminal(listing: Listing, console: Console) -> None:
 
     if listing.entries:
         table = _table(listing, gap=2)
-        if Measurement.get(console, console.options, table).maximum > console.width:
+        unbounded = console.options.update_width(1000)
+        if Measurement.get(console, unbounded, table).maximum > console.width:
             table = _table(listing, gap=1)
         console.print(table)
         console.print()
