@@ -90,10 +90,11 @@ class Survival:
         with self.watchdog.paused():
             busy = not self.keeper.wait(self.keeper.settings.grace)
         self.keeper.look()
-        (any_busy,) = self.keeper.together.most([busy])
-        if any_busy:
-            self.keeper.failed(step, f"checkpoint-{in_flight} is still being written")
-        return not any_busy
+        # 0 where nothing is: no checkpoint is written before the first step.
+        (unfinished,) = self.keeper.together.most([in_flight or 0 if busy else 0])
+        if unfinished:
+            self.keeper.failed(step, f"checkpoint-{unfinished} is still being written")
+        return not unfinished
 
     def time_to_save(self, step: int) -> bool:
         """Whether a checkpoint of now is still wanted, and can be expected to be complete in time."""
@@ -127,12 +128,17 @@ class Survival:
                     return
             yield batch
 
-    def end_training(self) -> None:
+    def end_steps(self) -> None:
         """The last step is done: wait for what is being written."""
         self.watchdog.stop()
-        self.requests.within_training = False
         self.keeper.wait()
         self.keeper.look()
+
+    def end_training(self) -> None:
+        """The model is written. Raises :class:`Stopped` where a signal has asked for the end meanwhile."""
+        self.requests.within_training = False
+        if self.requests.number:
+            raise Stopped(f"stopped by {self.requests.name} when the model was written", agreed=False)
 
     def newest_to_roll_back_to(self) -> Held | None:
         """The newest checkpoint, after the one that is being written; None without one."""

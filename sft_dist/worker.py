@@ -95,9 +95,10 @@ def _run(recipe: Recipe, recipe_file: Path, command: Sequence[str], requests: St
         trainer.survive(survival, held)
         ending.callback(survival.watchdog.stop)
         trainer.train(resume_from_checkpoint=str(held.path) if held else None)
-        survival.end_training()
+        survival.end_steps()
         account = summed(stream.accounts()) if recipe.data.streaming else train.account
     _save(trainer, run_dir, world, recipe.model.dtype)
+    survival.end_training()
     after = examination.take("after") if recipe.eval.enabled else None
     if world.is_main:
         report(recipe, run_dir, examination, account, after, time.perf_counter() - began)

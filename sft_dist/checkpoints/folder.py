@@ -22,7 +22,7 @@ from sft_dist.checkpoints.manifest import Manifest
 from sft_dist.config import CheckpointSection
 
 UNFINISHED, REMOVED, DAMAGED = ".unfinished", ".removed", ".damaged"
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
 _NOT_TO_ITS_END = "was not written to its end; nothing reads it"
 _LEFT = re.compile(r"checkpoint-\d+(\.unfinished|\.removed)")
 

@@ -136,12 +136,14 @@ class Writer:
             if found is not None and self._place.is_leader and own is None:
                 # Complete here, but not on another node.
                 self._take_back(step)
-        if self._place.is_leader:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if found is None:
-                self._tidy()
-        # Nobody begins anew while a folder is being removed.
-        self._together.every(None)
+        try:
+            if self._place.is_leader:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                if found is None:
+                    self._tidy()
+        finally:
+            # Nobody begins anew while a folder is being removed.
+            self._together.every(None)
         return Outcome(step, found, sum(file.bytes for _, held, _ in every for file in held.values()), bug=bug)
 
     def _files(self, unfinished: Path, contents: Contents) -> tuple[dict[str, File], str | None, Exception | None]:
@@ -176,6 +178,8 @@ class Writer:
             os.rename(unfinished, final)
         except OSError as error:
             return f"{error.filename or unfinished}: {error.strerror or error}"
+        except Exception as error:  # The others wait for what came of it.
+            return f"{type(error).__name__}: {error}"
         try:
             manifest.flush_folder(self.folder)
         except OSError as error:
