@@ -20,6 +20,7 @@ from launch import devices, hub, local
 from launch.environment import config_path, worker_environments
 from sft_dist import builtin_models
 from sft_dist.backend import Backend, refuse_contradictions
+from sft_dist.checkpoints import folder as folders
 from sft_dist.config import Recipe
 from sft_dist.data.mixture_sources import key_of, sources_of
 from sft_dist.data.sources import BUILT_IN, is_local, local_files
@@ -222,6 +223,7 @@ def _parallel(recipe: Recipe) -> Iterator[Finding]:
     processes = local.choose_processes(recipe, gpus)
     strategy = local.choose_strategy(recipe, processes, gpus)
     _refuse_edited_files(recipe, strategy, processes)
+    _refuse_other_batches(recipe, processes)
     _refuse_offload_path(recipe)
     rows, each = recipe.parallel.global_batch_size, recipe.train.per_device_train_batch_size
     if rows is not None and rows % (processes * each):
@@ -239,6 +241,17 @@ def _parallel(recipe: Recipe) -> Iterator[Finding]:
     precision = "bf16" if (able if recipe.train.bf16 is None else recipe.train.bf16) else "fp32"
     where = f"{len(gpus)} x {gpus[0].name}" if gpus else f"{devices.cpu_cores()} cores, no GPU"
     yield Finding("fine", f"parallel: {strategy} on {processes} process{'es' * (processes > 1)}, {precision} ({where})")
+
+
+def _refuse_other_batches(recipe: Recipe, processes: int) -> None:
+    """Raise :class:`UserError` where a run would go on with other global batches than its checkpoint's."""
+    folder = Path(recipe.output.output_dir) / "checkpoints"
+    held = folders.complete(folder) if recipe.output.resume else {}
+    train = recipe.train
+    at_once = train.per_device_train_batch_size * processes
+    rows = recipe.parallel.global_batch_size or at_once * train.gradient_accumulation_steps
+    if held and (about := held[max(held)]).rows_per_step != rows:
+        raise UserError(folders.other_batches(folders.path_of(folder, about.step), about, rows))
 
 
 def _refuse_edited_files(recipe: Recipe, strategy: str, processes: int) -> None:

@@ -68,8 +68,8 @@ class Survival:
         number, any_failed = self.keeper.together.most([self.requests.number, failed])
         if any_failed:
             raise Stopped(
-                f"checkpoint.max_failures: {settings.max_failures} checkpoints in a row could not be written; "
-                f"{self._goes_on()} when there is space, or another output.output_dir that it was copied to",
+                f"checkpoint.max_failures: {settings.max_failures} checkpoints in a row could not be written; make "
+                f"room or bring the file system back; {self._goes_on()}",
                 agreed=True,
             )
         return self._heard(number)

@@ -137,6 +137,14 @@ def best_of(held: Sequence[Manifest], settings: CheckpointSection) -> int | None
     return max((sign * value, step) for value, step in measured)[1]
 
 
+def other_batches(path: Path, about: Manifest, rows: int) -> str:
+    """The line of a run that would go on with another number of rows a step."""
+    return (
+        f"output.resume: {path} was trained on {about.rows_per_step} rows a step, this run would be on {rows}; set "
+        f"parallel.global_batch_size={about.rows_per_step}"
+    )
+
+
 def _named(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,16 @@ class Held:
 class Keeper:
     """Chooses, writes and reads the checkpoints of a run. All ranks call each method together.
 
-    `say` is for lines to people, on one rank; `folder` is there on every node.
+    `say` is for lines to people, and does nothing but on rank 0.
     """
 
     def __init__(self, folder: Path, settings: CheckpointSection, local_rank: int, say: Callable[[str], None]) -> None:
         self.folder = folder
         self.settings = settings
         self.together = Together("training")
+        if local_rank == 0:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.together.every(None)
         self.place = Place(folder, self.together, local_rank)
         self._writer = Writer(folder, settings, self.place, Together("checkpoints"))
         self._say = say
@@ -63,9 +66,8 @@ class Keeper:
 
         What was left unfinished is removed, and what is damaged is named and set aside.
         """
-        if self.place.is_leader:
-            for name in folders.clean(self.folder):
-                self._say(f"{self.folder / name}: not written to its end, removed")
+        left = folders.clean(self.folder) if self.place.is_leader else []
+        self._say_all([f"{self.folder / name}: not written to its end, removed" for name in left])
         self._set_aside(folders.damaged_steps(self.folder) if self.place.is_leader else {})
         while True:
             mine = folders.complete(self.folder)
@@ -89,10 +91,16 @@ class Keeper:
         return manifest.content_fault(folders.path_of(self.folder, held.step), held, names)
 
     def _set_aside(self, faults: Mapping[int, str]) -> None:
+        lines = []
         for step, fault in faults.items():
             place = folders.set_aside(self.folder, step)
-            self._say(f"{folders.path_of(self.folder, step)}: damaged ({fault}); kept aside as {place.name}")
-        self.together.every(None)
+            lines.append(f"{folders.path_of(self.folder, step)}: damaged ({fault}); kept aside as {place.name}")
+        self._say_all(lines)
+
+    def _say_all(self, lines: Sequence[str]) -> None:
+        """Say what the ranks have to say, each line once."""
+        for line in dict.fromkeys(line for own in self.together.every(list(lines)) for line in own):
+            self._say(line)
 
     def _held(self, about: Manifest) -> Held:
         path = folders.path_of(self.folder, about.step)
@@ -175,10 +183,7 @@ def refuse_other_batches(held: Held, rows_per_step: int, data: str) -> None:
     """Raise :class:`UserError` where a checkpoint stands in other batches than those of this run."""
     about = held.manifest
     if about.rows_per_step != rows_per_step:
-        raise UserError(
-            f"output.resume: {held.path} trained on {about.rows_per_step} rows a step, this run would on "
-            f"{rows_per_step}; set parallel.global_batch_size={about.rows_per_step}"
-        )
+        raise UserError(folders.other_batches(held.path, about, rows_per_step))
     if about.data != data:
         raise UserError(
             f"output.resume: the rows that {held.path} was trained on were others than those of now; bring the data "

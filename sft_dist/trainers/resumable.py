@@ -282,6 +282,7 @@ class Resumable(Base):  # type: ignore[misc]
         held = survival.newest_to_roll_back_to() if event.action == "rollback" else None
         survival.record(event, step, self.samples_of_step(), held.manifest.step if held else None)
         if survival.guard.events > survival.guard.settings.max_events:
+            survival.end_training()
             raise UserError(
                 f"guard.max_events: step {step} is the {survival.guard.events}th whose numbers are wrong, the last "
                 f"time because {event.told()}; lower train.learning_rate, or mend the data (events.jsonl names them)"
@@ -290,6 +291,7 @@ class Resumable(Base):  # type: ignore[misc]
             with survival.watchdog.paused():
                 self._states().load(held.reader(), held.steps)
         elif event.action != "skip":
+            survival.end_training()
             raise UserError(survival.stopped_for(event, step))
 
 

@@ -118,9 +118,8 @@ def main() -> None:
         print("|---|---|---|---|")
         for kind, times in found.items():
             took, waited = (statistics.median(column) for column in zip(*times, strict=True))
-            print(
-                f"| `{kind.partition(',')[0]}`{kind.partition(',')[2]} | {took:.2f} | {waited:.2f} | {waited / whole:.1%} |"
-            )
+            setting, _, which = kind.partition(",")
+            print(f"| `{setting}`{which} | {took:.2f} | {waited:.2f} | {waited / whole:.1%} |")
         newest = max((folder / "run" / "checkpoints").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
         held = manifest.read(newest)
         shapes = json.loads((newest / "common.json").read_text())["shapes"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,16 @@ def mixture(folder: Path) -> tuple[str, ...]:
     return "data.dataset_name=null", f"data.mixture={json.dumps(sources)}", "data.packing=true"
 
 
-def start(folder: Path, strategy: str, processes: int, jobs: list[list[str]]) -> None:
-    """Do runs one after another in one group of processes."""
+def start(
+    folder: Path, strategy: str, processes: int, jobs: list[list[str]], nodes: Sequence[Path] | None = None
+) -> None:
+    """Do runs one after another in one group of processes. `nodes`: the folder that each works in, as nodes of one."""
     file = folder / f"{strategy}{processes}-{len(list(folder.glob('*.json')))}.json"
     file.write_text(json.dumps(jobs))
     base = {**os.environ, **environment(folder), "PYTHONPATH": str(ROOT)}
     environments = worker_environments(strategy, processes, master_port=local.free_port(), omp_num_threads=1, base=base)
+    for rank, node in enumerate(nodes or ()):
+        environments[rank] |= {"NODE_FOLDER": str(node), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     logs = [file.with_suffix(f".{rank}.log") for rank in range(processes)]
     words = [sys.executable, str(WORKER), str(file)]
     code = run_ranks([Rank(rank, words, one, logs[rank]) for rank, one in enumerate(environments)])

@@ -16,6 +16,15 @@ from tests.recipe_texts import MINIMAL, faults, load, section, train
     [
         ("output", "overwrite: true\nresume: true", "output.overwrite", "cannot stand with output.resume"),
         (
+            "checkpoint",
+            "metric_for_best_model: eval_loss",
+            "checkpoint.metric_for_best_model",
+            "eval_loss is never meas",
+        ),
+        ("guard", "spike_window: 9", "guard.spike_window", "has no effect without guard.spike_factor"),
+        ("guard", "on_spike: stop", "guard.on_spike", "has no effect without guard.spike_factor"),
+        ("guard", "nonfinite: rollback", "guard.nonfinite", "rollback goes back to a checkpoint, and none is written"),
+        (
             "data",
             "response_template: A\nchat_template_path: x",
             "data.response_template",
@@ -116,6 +125,20 @@ def test_accumulation_steps_and_a_global_batch_are_two_answers_to_one_question()
     assert faults(text) == [
         "r.yaml:8: train.gradient_accumulation_steps: follows from parallel.global_batch_size; keep one of the two"
     ]
+
+
+def test_steps_that_are_kept_are_saved() -> None:
+    text = train("save_strategy: steps") + "checkpoint: {keep_every: 700}\n"
+    assert faults(text) == [
+        "r.yaml:9: checkpoint.keep_every: 700 is no multiple of train.save_steps (500); make it one"
+    ]
+    assert load(text, "train.save_steps=350").checkpoint.keep_every == 700
+
+
+def test_states_on_a_disk_have_no_checkpoints() -> None:
+    text = train("save_strategy: epoch") + "parallel: {strategy: zero3_offload, offload_nvme_path: /d}\n"
+    (found,) = faults(text)
+    assert found.startswith("r.yaml:8: train.save_strategy: no checkpoints are written of states that lie on a disk")
 
 
 def test_flash_attention_needs_bf16() -> None:

@@ -1,7 +1,8 @@
 """One process of several runs, one after another: `runs.py JOBS`, a file of JSON: [[recipe, override, ...], ...].
 
 Starting the processes takes longer than a run of a small model. An override that begins with `cut:` is no setting:
-`cut:FROM:STEP` first makes the run's folder a copy of another one's as it was when it was killed after a step.
+`cut:FROM:STEP` first makes the run's folder a copy of another one's as it was when it was killed after a step. With
+NODE_FOLDER in the environment they work there, as on a node that shares no files with others.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def main(jobs: list[list[str]]) -> int:
 
     def work() -> None:
         settle_accelerator()
+        if "NODE_FOLDER" in os.environ:
+            os.chdir(os.environ["NODE_FOLDER"])
         from sft_dist import worker
 
         launched = dict(os.environ)
