@@ -192,13 +192,15 @@ def _judge_the_start(pending: Sequence[Verdict], start: Start, disk: Disk) -> No
     for verdict in pending:
         if start.from_step is not None:
             verdict.redone = max(0, verdict.reached - start.from_step) if verdict.reached is not None else 0
+            if verdict.redone > verdict.most:
+                verdict.faults.append(f"{verdict.redone} steps were done again, at most {verdict.most} had to be")
         if verdict.damaged is not None and (start.from_step is not None or start.done):
             verdict.faults += after_damage(start, disk, verdict)
 
 
 def _compared(run: Path, peace: Peace) -> list[str]:
     """What differs from the undisturbed run."""
-    faults = []
+    faults = [f"{path.name} is left" for path in run.rglob("*.unfinished")]
     if outcome.weights_hash(run) != peace.weights:
         faults.append("the weights are others than those of the undisturbed run")
     try:

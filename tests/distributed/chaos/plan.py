@@ -11,7 +11,8 @@ STEPS, SAVE_STEPS, EVAL_STEPS = 48, 2, 5
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 DAMAGES = ("truncated file", "flipped bit")
 KINDS = ("SIGKILL to a rank", "SIGKILL to all", "SIGKILL in a save", *(f"{name} to the launcher" for name in SIGNALS),
-         "SIGSTOP of a rank", *DAMAGES, "disk full, freed", "disk full, stays", "read-only folder")  # fmt: skip
+         "SIGSTOP of a rank", *DAMAGES, "disk full, freed", "disk full, stays", "disk full, at the end",
+         "read-only folder")  # fmt: skip
 # The same start trains on after them.
 LASTING = ("disk full, freed", "read-only folder")
 MAX_FAILURES = 3
@@ -22,7 +23,7 @@ _LAST = {"SIGSTOP of a rank": STEPS - 4, "disk full, stays": STEPS - 2 * SAVE_ST
          "disk full, freed": STEPS - 3 * SAVE_STEPS, "read-only folder": STEPS - 3 * SAVE_STEPS}  # fmt: skip
 # The others need what comes after them, or are a moment themselves. A hang in an evaluation is not looked for.
 _SET = dict.fromkeys((*DAMAGES, *LASTING, "disk full, stays"), "step")
-_SET |= {"SIGSTOP of a rank": "away", "SIGKILL in a save": "save"}
+_SET |= {"SIGSTOP of a rank": "away", "SIGKILL in a save": "save", "disk full, at the end": "end"}
 _END = 0.6
 
 
@@ -59,7 +60,8 @@ def of_run(seed: int, number: int, count: int) -> list[Strike]:
             # The start has to live until it says what it found.
             strike = replace(strike, moment="step")
         found.append(strike)
-    return found
+    # What is struck behind the last step comes last, or all that follows would be too late.
+    return sorted(found, key=lambda strike: strike.moment == "end")
 
 
 def _drawn(kind: str, draw: random.Random) -> Strike:

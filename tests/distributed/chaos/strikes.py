@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.distributed.chaos.disk import Disk
-from tests.distributed.chaos.plan import EVAL_STEPS, STEPS, Strike
+from tests.distributed.chaos.plan import EVAL_STEPS, MAX_FAILURES, SAVE_STEPS, STEPS, Strike
 from tests.distributed.chaos.start import Start
 
 GRACE = 25.0
@@ -24,12 +24,18 @@ _WHOLE = re.compile(r"checkpoint-(\d+)")
 
 @dataclass
 class Verdict:
-    """What became of a strike. `reached`: the last step logged before it; `redone`: steps done again after it."""
+    """What became of a strike.
+
+    `reached`: the last step logged before it; `redone`: steps done again after it; `most`: that may be done again;
+    `damaged`: the step of a checkpoint that was damaged, and of the one before it.
+    """
 
     strike: Strike
     faults: list[str] = field(default_factory=list)
     reached: int | None = None
     redone: int | None = None
+    # The newest save may be half done, and the one before it a step old.
+    most: int = 2 * SAVE_STEPS
     damaged: tuple[int, int] | None = None
 
     @property
@@ -126,7 +132,7 @@ def _signal(start: Start, disk: Disk, strike: Strike, verdict: Verdict) -> bool:
     if code == 75 and stopped:
         if int(stopped[1]) not in complete(disk):
             verdict.faults.append(f"stopped at step {stopped[1]}, but its checkpoint is not complete")
-        verdict.reached = int(stopped[1])
+        verdict.reached, verdict.most = int(stopped[1]), 0
     elif code == 0 and not inside:
         return False
     elif code != 75 and (inside or code not in (128 + number, -number)):
@@ -167,6 +173,7 @@ def _damage(start: Start, disk: Disk, strike: Strike, verdict: Verdict) -> bool:
     else:
         flip(file, int(part * file.stat().st_size * 8))
     verdict.damaged = (whole[-1], whole[-2] if len(whole) > 1 else 0)
+    verdict.most += SAVE_STEPS
     return True
 
 
@@ -234,10 +241,23 @@ def _fill(start: Start, disk: Disk, strike: Strike, verdict: Verdict) -> bool:
     start.wait(never, _PATIENCE)
     disk.free()
     verdict.reached = start.last_step
+    verdict.most += MAX_FAILURES * SAVE_STEPS
     if start.code is None:
         verdict.faults.append(f"trains on after {_PATIENCE:.0f} s")
     elif start.code != 75 or not start.said("checkpoint.max_failures: "):
         verdict.faults.append(f"ended with exit code {start.code} instead of 75 for checkpoint.max_failures")
+    return True
+
+
+def _fill_at_the_end(start: Start, disk: Disk, strike: Strike, verdict: Verdict) -> bool:
+    """There is no room for the model."""
+    disk.fill()
+    ends = _ends(start, verdict, _PATIENCE)
+    disk.free()
+    if ends and start.code == 0:
+        return False
+    if ends and (start.code != 2 or not start.said("(?i)no space left on")):
+        verdict.faults.append(f"ended with exit code {start.code} instead of 2 for the full disk")
     return True
 
 
@@ -255,5 +275,6 @@ _ACTS: dict[str, Callable[[Start, Disk, Strike, Verdict], bool]] = {
     "flipped bit": _damage,
     "disk full, freed": _fill_and_free,
     "disk full, stays": _fill,
+    "disk full, at the end": _fill_at_the_end,
     "read-only folder": _protect_and_release,
 }
