@@ -38,7 +38,8 @@ class Held:
 
     def reader(self) -> Reader:
         """The tensors."""
-        return Reader(self.path / name for name in self.manifest.files if name.endswith(".safetensors"))
+        files = (self.path / name for name in self.manifest.files if name.endswith(".safetensors"))
+        return Reader(files, self.common["shapes"])
 
 
 class Keeper:
@@ -85,9 +86,7 @@ class Keeper:
             self._set_aside({step: faults[0]} if self.place.is_leader else {})
 
     def _content_fault(self, held: Manifest) -> str | None:
-        every = self.together.every(self.place.leader)
-        mine = [rank for rank, leader in enumerate(every) if leader == self.place.leader]
-        names = sorted(held.files)[mine.index(self.together.rank) :: len(mine)]
+        names = sorted(held.files)[self.place.index :: self.place.count]
         return manifest.content_fault(folders.path_of(self.folder, held.step), held, names)
 
     def _set_aside(self, faults: Mapping[int, str]) -> None:

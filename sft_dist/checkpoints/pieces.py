@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -70,9 +70,14 @@ class _Stretch:
 
 
 class Reader:
-    """The tensors of a checkpoint, read by stretches out of whatever files hold them."""
+    """The tensors of a checkpoint, read by stretches out of whatever files hold them.
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    `shapes`: sizes of each whole weight, to be compared with a model's. On a node without a file system that it shares
+    with the others, files hold only what its own processes need.
+    """
+
+    def __init__(self, files: Iterable[Path], shapes: Mapping[str, Sequence[int]] | None = None) -> None:
+        self.shapes = shapes or {}
         self._stretches: dict[tuple[str, str], list[_Stretch]] = defaultdict(list)
         self._open: Any = cache(_opened)
         for file in files:
@@ -84,20 +89,17 @@ class Reader:
         for stretches in self._stretches.values():
             stretches.sort(key=lambda each: each.start)
 
-    def __contains__(self, name: str) -> bool:
-        return (name, WEIGHT) in self._stretches
-
     def names(self) -> Iterator[str]:
-        """The parameters whose weights there are."""
+        """The parameters of whose weights something is there."""
         return (name for name, kind in self._stretches if kind == WEIGHT)
-
-    def kinds(self, name: str) -> list[str]:
-        """The optimizer's states of a parameter."""
-        return [kind for other, kind in self._stretches if other == name and kind != WEIGHT]
 
     def size(self, name: str, kind: str) -> int:
         """Elements of a tensor."""
         return self._stretches[name, kind][-1].stop
+
+    def kinds(self, name: str) -> list[str]:
+        """The optimizer's states of a parameter."""
+        return [kind for other, kind in self._stretches if other == name and kind != WEIGHT]
 
     def dtype(self, name: str, kind: str = WEIGHT) -> torch.dtype:
         """Type of a tensor's numbers."""

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from sft_dist import fsdp2
 from sft_dist.checkpoints.pieces import STEP, WEIGHT, Piece, Reader, dealt, fill
+from sft_dist.checkpoints.together import Place
 from sft_dist.errors import UserError
 
 # The optimizer's counts of steps, by the name of the parameter.
@@ -46,16 +47,16 @@ def kinds_of(state: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 def refuse_other_shapes(own: Mapping[str, list[int]], reader: Reader) -> None:
     """Raise :class:`UserError` where a checkpoint is not of these weights."""
     for name, sizes in own.items():
-        if name not in reader:
+        if name not in reader.shapes:
             raise UserError(
                 f"output.resume: the checkpoint has no {name}; resume with the recipe that it was written by"
             )
-        if (have := reader.size(name, WEIGHT)) != torch.Size(sizes).numel():
+        if (have := list(reader.shapes[name])) != sizes:
             raise UserError(
-                f"output.resume: {name} has {torch.Size(sizes).numel():,} elements here, {have:,} in the checkpoint; "
+                f"output.resume: {name} has the shape {sizes} here and {have} in the checkpoint; "
                 "resume with the model that it was written by"
             )
-    extra = next((name for name in reader.names() if name not in own), None)
+    extra = next((name for name in reader.shapes if name not in own), None)
     if extra is not None:
         raise UserError(
             f"output.resume: the checkpoint has {extra}, which is not trained here; resume with the recipe that it was "
@@ -66,10 +67,10 @@ def refuse_other_shapes(own: Mapping[str, list[int]], reader: Reader) -> None:
 class PlainStates:
     """Of one process, or of DDP, where all hold the same: dealt out to be written, and each reads the whole."""
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: int) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:
         self._parameters = trained(model)
         self._optimizer = optimizer
-        self._rank, self._world = rank, world
+        self._place = place
 
     def pieces(self) -> list[Piece]:
         every = []
@@ -78,7 +79,7 @@ class PlainStates:
             every += [
                 Piece(name, kind, 0, value.reshape(-1)) for kind, value in kinds_of(self._optimizer.state[parameter])
             ]
-        return dealt(every, self._rank, self._world)
+        return dealt(every, self._place.index, self._place.count)
 
     def steps(self) -> Steps:
         states = self._optimizer.state
@@ -98,9 +99,10 @@ class PlainStates:
 
 
 class Fsdp2States:
-    """Rows of each tensor; where nodes hold the same rows, each node writes a part of them."""
+    """Rows of each tensor; where nodes hold the same rows and write to one folder, each writes a part of them."""
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:
+        self._place = place
         fsdp2.reshard(model)
         self._parameters = trained(model)
         self._optimizer = optimizer
@@ -113,7 +115,7 @@ class Fsdp2States:
         own = [Piece(name, WEIGHT, start, parameter.to_local().detach().reshape(-1))]
         for kind, value in kinds_of(self._optimizer.state[parameter]):
             own.append(Piece(name, kind, start, _local(value).reshape(-1)))
-        if mesh.ndim == 1:
+        if mesh.ndim == 1 or len(self._place.leaders) > 1:
             return own
         return dealt(own, mesh.get_local_rank("replicate"), mesh["replicate"].size())
 

@@ -62,7 +62,8 @@ class Place:
     """Which ranks see the same folder: those of all nodes on a shared file system, else those of a node.
 
     `leader`: the lowest rank that sees this rank's folder; it does for all of them what is done once a folder.
-    `leaders`: of every folder. All ranks make it together, and the folder is there.
+    `leaders`: of every folder. `index`: this rank's place among the `count` ranks that see the same folder. All ranks
+    make it together, and the folder is there.
     """
 
     def __init__(self, folder: Path, together: Together, local_rank: int) -> None:
@@ -75,7 +76,10 @@ class Place:
         together.every(None)
         # Looked up by name: a listing may be an old one on NFS.
         self.leader = next((rank for rank in candidates if os.path.exists(folder / f".seen-{token}-{rank}")), self.rank)
-        self.leaders = sorted(set(together.every(self.leader)))
+        every = together.every(self.leader)
+        self.leaders = sorted(set(every))
+        beside = [rank for rank, leader in enumerate(every) if leader == self.leader]
+        self.index, self.count = beside.index(self.rank), len(beside)
         if local_rank == 0:
             own.unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ from sft_dist.checkpoints.states import (
     trained,
     trial_state,
 )
+from sft_dist.checkpoints.together import Place
 from sft_dist.straight import whole_shape
 
 
@@ -78,16 +79,14 @@ class ZeroStates:
 
     def _load_weights(self, reader: Reader) -> None:
         """The weights that the model computes with, of which the flat ones are fp32 copies."""
-        if self._is_third:
-            self._zero.checkpoint_event_prologue()
+        if not self._is_third:
+            self._zero.update_lp_params()
+            return
+        self._zero.checkpoint_event_prologue()
         for name, parameter in self._parameters:
-            if not self._is_third:
-                fill(parameter.data, reader, name, WEIGHT, 0)
-                continue
             part, (start, count) = parameter.ds_tensor, self._part(parameter)
             fill(part.data[:count], reader, name, WEIGHT, start)
-        if self._is_third:
-            self._zero.checkpoint_event_epilogue()
+        self._zero.checkpoint_event_epilogue()
 
     def _make_states(self, reader: Reader, steps: Mapping[str, float]) -> None:
         """Give an optimizer that has not stepped the states of one that has, zero so far: padding stays so."""
@@ -134,11 +133,11 @@ def is_zero(optimizer: Any) -> bool:
     return hasattr(optimizer, "_link_all_hp_params")
 
 
-def states_of(model: torch.nn.Module, optimizer: Any, rank: int, world: int) -> States:
+def states_of(model: torch.nn.Module, optimizer: Any, place: Place) -> States:
     """The states of a prepared model and optimizer, under whatever strategy they are."""
     inner = getattr(optimizer, "optimizer", optimizer)
     if is_zero(inner):
         return ZeroStates(model, inner)
     if any(isinstance(module, FSDPModule) for module in model.modules()):
-        return Fsdp2States(model, inner)
-    return PlainStates(model, inner, rank, world)
+        return Fsdp2States(model, inner, place)
+    return PlainStates(model, inner, place)

@@ -130,7 +130,7 @@ class Resumable(Base):  # type: ignore[misc]
         return self._evaluation_is_due or ends_epoch
 
     def _states(self) -> Any:
-        return states_of(self.model, self.optimizer, self.args.process_index, self.args.world_size)
+        return states_of(self.model, self.optimizer, self.survival.keeper.place)
 
     # Going on.
 

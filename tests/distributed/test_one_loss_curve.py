@@ -42,10 +42,9 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
     )
 
 
-@pytest.mark.parametrize("architecture", ["llama", "opt"])
-def test_losses_and_weights_are_equal_however_the_run_is_spread(tmp_path: Path, architecture: str) -> None:
-    # No ReLU and no tiny epsilon: either lets round-off grow (docs/parity.md).
-    recipe = small_recipe(tmp_path, tiny.save_model(tmp_path / "model", architecture, activation="gelu"))
+def test_losses_and_weights_are_equal_however_the_run_is_spread(tmp_path: Path) -> None:
+    # No tiny epsilon, which lets round-off grow (docs/parity.md).
+    recipe = small_recipe(tmp_path, tiny.save_model(tmp_path / "model", "llama"))
     smooth = "train.adam_epsilon=1e-4"
     out = {name: tmp_path / name for name in ("one", "accumulated", "two", "ddp", "zero2")}
     where = {name: f"output.output_dir={folder}" for name, folder in out.items()}

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
-from tests.recipes import command, records, sft_dist, small_recipe
+from tests.recipes import records, sft_dist, small_recipe
 
 
 @pytest.fixture(scope="module")
@@ -133,23 +133,6 @@ def test_lora_leaves_an_adapter_that_loads(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr[-3000:]
     measured = json.loads((tmp_path / "again" / "measure.json").read_text())
     assert measured["loss"] == pytest.approx(summary["after"]["loss"], rel=1e-5)
-
-
-def test_a_run_resumes_from_its_newest_checkpoint(tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, tiny.save_model(tmp_path / "base"), records=16)
-    saving = ["train.save_strategy=steps", "train.save_steps=3", "train.report_to=[]", "parallel.processes=2"]
-    whole = sft_dist(tmp_path, "run", str(recipe), *saving, f"output.output_dir={tmp_path / 'whole'}")
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    first = sft_dist(tmp_path, "run", str(recipe), *saving)
-    assert first.returncode == 0, first.stderr[-3000:]
-    for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"):
-        if path.name != "checkpoint-3":
-            command(tmp_path, "rm", "-r", str(path))
-    again = sft_dist(tmp_path, "run", str(recipe), *saving, "output.resume=true")
-    assert again.returncode == 0, again.stderr[-3000:]
-    expected, resumed = records(tmp_path / "whole")[3:], records(tmp_path / "run")[-5:]
-    assert [r["step"] for r in resumed] == [r["step"] for r in expected] == [4, 5, 6, 7, 8]
-    assert [r["loss"] for r in resumed] == pytest.approx([r["loss"] for r in expected], rel=1e-5)
 
 
 def test_bf16_autocast_trains_where_the_processor_has_it(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_an_evaluation_is_left_for_a_signal_and_made_up_for(tmp_path: Path, mode
     again = Run(tmp_path, *words, "output.resume=true")
     again.until(lambda: "eval_loss" in (run.folder / "metrics.jsonl").read_text())
     again.process.send_signal(signal.SIGINT)
+    again.until(lambda: "Ctrl-C again ends all processes at once" in run.said())
     again.process.send_signal(signal.SIGINT)
     assert again.ends() == 130
     logged = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -126,7 +127,7 @@ def test_a_dead_rank_is_named_first_and_retries_end_with_the_same_weights(tmp_pa
     assert time.monotonic() - died < 15
     assert run.ends() == 0, run.said()[-3000:]
     first, *_, again = run.faults()
-    assert first == "sft-dist: rank 1 was killed by SIGKILL (often: out of memory)"
+    assert first.startswith("sft-dist: rank 1 was killed by SIGKILL (often: out of memory)")
     assert again.startswith("sft-dist: starting again (1 of 2) from checkpoint-")
     assert [row["step"] for row in records(run.folder)] == list(range(1, 41))
     done = sft_dist(tmp_path, "run", "recipe.yaml", *short, "output.output_dir=whole")
@@ -157,9 +158,9 @@ def guarded(folder: Path, model: Path, bad: int) -> Path:
     lines[bad] = json.dumps(odd)
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
     settings = yaml.safe_load(recipe.read_text())
-    settings["train"] |= {"num_train_epochs": 1, "save_strategy": "steps", "save_steps": 4, "report_to": [],
+    settings["train"] |= {"num_train_epochs": 1, "save_strategy": "steps", "save_steps": 3, "report_to": [],
                           "learning_rate": 3e-3, "per_device_train_batch_size": 1}  # fmt: skip
-    settings["guard"] = {"spike_factor": 1.5, "spike_window": 2}
+    settings["guard"] = {"spike_factor": 1.2, "spike_window": 2}
     settings["eval"]["enabled"] = False
     recipe.write_text(yaml.safe_dump(settings))
     return recipe
@@ -170,8 +171,9 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_spike_changes_no_weight_under_any_strategy_and_names_its_records(tmp_path: Path, model: Path) -> None:
-    recipe = guarded(tmp_path, model, bad=17)
-    for strategy, processes in (("single", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2), ("fsdp2", 2)):
+    # It comes up in the ninth step.
+    recipe = guarded(tmp_path, model, bad=16)
+    for strategy, processes in (("single", 1), ("ddp", 2), ("zero3", 2), ("fsdp2", 2)):
         jobs = [[str(recipe), f"guard.on_spike={action}", f"output.output_dir={tmp_path / f'{strategy}-{action}'}"]
                 for action in ("skip", "rollback")]  # fmt: skip
         start(tmp_path, strategy, processes, jobs)
@@ -179,9 +181,9 @@ def test_a_spike_changes_no_weight_under_any_strategy_and_names_its_records(tmp_
             run, alone = tmp_path / f"{strategy}-{action}", tmp_path / f"single-{action}"
             (event,) = events(run)
             step = event["step"]
-            assert f"{tmp_path / 'train.jsonl'}:18" in event["samples"] and len(event["samples"]) == 4
+            assert f"{tmp_path / 'train.jsonl'}:17" in event["samples"] and len(event["samples"]) == 4
             assert event["action"] == action and event["median"] > 0
-            assert event["rolled_back_to"] == ((step - 1) // 4 * 4 if action == "rollback" else None)
+            assert step == 9 and event["rolled_back_to"] == (6 if action == "rollback" else None)
             # Such a step is in no mean.
             assert step not in [row["step"] for row in records(run)]
             assert [row["loss"] for row in records(run)] == pytest.approx(
