@@ -200,7 +200,7 @@ def _judge_the_start(pending: Sequence[Verdict], start: Start, disk: Disk) -> No
 
 def _compared(run: Path, peace: Peace) -> list[str]:
     """What differs from the undisturbed run."""
-    faults = [f"{path.name} is left" for path in run.rglob("*.unfinished")]
+    faults = [f"{path} is left" for pattern in ("*.unfinished", ".seen-*") for path in run.rglob(pattern)]
     if outcome.weights_hash(run) != peace.weights:
         faults.append("the weights are others than those of the undisturbed run")
     try:
