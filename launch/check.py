@@ -27,7 +27,7 @@ from sft_dist.data.sources import BUILT_IN, is_local, local_files
 from sft_dist.errors import EXIT_DONE, EXIT_USER, UserError
 from sft_dist.identity import refuse_other_run
 from sft_dist.modelinfo import causal_lm_fault, max_positions, quantization_fault
-from sft_dist.rundir import occupied
+from sft_dist.rundir import RunDir, occupied
 from sft_dist.runlock import refuse_if_alive
 
 _NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "safetensors")
@@ -107,21 +107,22 @@ def _output(recipe: Recipe) -> Iterator[Finding]:
         raise UserError(f"output.output_dir: {parent} is a file; name a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"output.output_dir: {parent} cannot be written to; name a folder of yours")
-    need, free = _bytes_needed(recipe), shutil.disk_usage(parent).free
-    if need is not None and need > free:
-        raise UserError(_no_room(recipe, parent, need, free))
+    need, free, left = _bytes_needed(recipe), shutil.disk_usage(parent).free, _bytes_left(recipe)
+    if need is not None and need > free + left:
+        raise UserError(_no_room(recipe, parent, need, free, left))
     about = "" if need is None else f", about {need / _GB:.1f} GB will be written"
     yield Finding("fine", f"output.output_dir: {folder} can be written, {free / _GB:.0f} GB free{about}")
 
 
-def _no_room(recipe: Recipe, parent: Path, need: int, free: int) -> str:
+def _no_room(recipe: Recipe, parent: Path, need: int, free: int, left: int) -> str:
     """The arithmetic of a disk that is too small, and how many checkpoints it would hold."""
-    line = f"{parent} has {free / _GB:.1f} GB free and the run writes about {need / _GB:.1f} GB"
+    beside = f", beside {left / _GB:.1f} GB that this run has used so far," if left else ""
+    line = f"{parent} has {free / _GB:.1f} GB free{beside} and the run writes about {need / _GB:.1f} GB"
     weights, held = _weight_bytes(recipe) or 0, _checkpoints_held(recipe)
     if not held:
         return f"output.output_dir: {line}; free some, or name another folder"
     each = _STATES * weights
-    fits = recipe.checkpoint.keep and recipe.checkpoint.keep - -(-(need - free) // each)
+    fits = recipe.checkpoint.keep and recipe.checkpoint.keep - -(-(need - free - left) // each)
     mend = f"set checkpoint.keep={fits}, or name another folder" if fits and fits > 0 else "name another folder"
     return (
         f"checkpoint.keep: {line}: {held} checkpoints at once (one is written before another goes) of {each / _GB:.1f} "
@@ -135,6 +136,21 @@ def _bytes_needed(recipe: Recipe) -> int | None:
     if weights is None or recipe.peft.use_peft:
         return None
     return weights + _checkpoints_held(recipe) * _STATES * weights
+
+
+def _bytes_left(recipe: Recipe) -> int:
+    """Bytes of an earlier start that make room: all of a run that is replaced; checkpoints that later ones replace."""
+    run, output = RunDir(Path(recipe.output.output_dir)), recipe.output
+    if output.overwrite:
+        return _bytes_in(run.checkpoints) + _bytes_in(run.model)
+    if not output.resume:
+        return 0
+    found = sum(_bytes_in(path) for path in run.checkpoints.glob("checkpoint-*") if path.suffix != folders.DAMAGED)
+    return min(found, _checkpoints_held(recipe) * _STATES * (_weight_bytes(recipe) or 0))
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _checkpoints_held(recipe: Recipe) -> int:

@@ -83,6 +83,12 @@ def _eval(options: argparse.Namespace) -> int:
     return _module("sft_dist.evaluation", *words, model, str(recipe), *options.overrides)
 
 
+def _checkpoints(options: argparse.Namespace) -> int:
+    from launch import checkpoints
+
+    return checkpoints.show(options.run, contents=not options.quick, as_json=options.json)
+
+
 def _export(options: argparse.Namespace) -> int:
     words = ["--output", options.output, "--max-shard-size", options.max_shard_size]
     words += ["--dtype", options.dtype] if options.dtype else []
@@ -210,6 +216,12 @@ def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
 
 
+def _checkpoints_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run's folder, or its checkpoints folder")
+    sub.add_argument("--quick", action="store_true", help="look at sizes only, do not read the contents")
+    sub.add_argument("--json", action="store_true", help="print the same as JSON")
+
+
 def _export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("source", metavar="SOURCE", help="a run's folder, a checkpoint, a model or an adapter directory")
     sub.add_argument("--output", metavar="DIR", required=True, help="a folder that does not exist yet")
@@ -233,6 +245,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
     ("verify", _verify, "prove that no strategy changes a number: a model in small, trained under each"),
     ("eval", _eval, "measure a model on the held-out data"),
+    ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
     ("export", _export, "write what a training left as a plain model directory"),
     ("chat", _chat, "talk to a model in the terminal"),
     ("recipes", _recipes, "list the packaged recipes"),
@@ -245,6 +258,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "lengths": _lengths_options,
     "verify": _verify_options,
     "eval": _eval_options,
+    "checkpoints": _checkpoints_options,
     "export": _export_options,
     "chat": _chat_options,
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from pathlib import Path
 
+from sft_dist.checkpoints import folder as folders
 from sft_dist.errors import RecipeError
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
@@ -30,9 +32,24 @@ def find(name: str) -> Path:
 
 
 def model_folder(name: str) -> str:
-    """The model behind a run's folder, a model directory, a built-in name or a hub id."""
-    inner = Path(name).expanduser() / "model"
-    return str(inner) if (inner / "config.json").exists() or (inner / "adapter_config.json").exists() else name
+    """The model behind a run's folder, a model directory, a built-in name or a hub id.
+
+    Raises :class:`RecipeError` for a checkpoint, and for a run that has nothing else: neither is a model yet.
+    """
+    path = Path(name).expanduser()
+    inner = path / "model"
+    if (inner / "config.json").exists() or (inner / "adapter_config.json").exists():
+        return str(inner)
+    if folders.is_checkpoint(path):
+        raise _no_model(name, "a checkpoint, not a model", path)
+    if not (path / "config.json").exists() and (held := folders.complete(path / "checkpoints")):
+        raise _no_model(name, "no model yet", folders.path_of(path / "checkpoints", max(held)))
+    return name
+
+
+def _no_model(name: str, what: str, checkpoint: Path) -> RecipeError:
+    command = f"sft-dist export {shlex.quote(str(checkpoint))} --output DIR"
+    return RecipeError(f"{name}: {what}; export it first: {command}")
 
 
 def model_and_recipe(name: str, recipe: str | None) -> tuple[str, Path]:

@@ -107,6 +107,15 @@ def refuse_if_alive(root: Path, *, stale_seconds: float = STALE_SECONDS) -> None
             raise _InUse(found)
 
 
+def living(root: Path, *, stale_seconds: float = STALE_SECONDS) -> str | None:
+    """The living run that holds `root`, in words; None where there is none, or it cannot be told."""
+    with contextlib.suppress(OSError):
+        found = _look(root / FILE_NAME, stale_seconds)
+        if found is not None and found.alive:
+            return found.presence()
+    return None
+
+
 class _Holder(BaseModel):
     """Who holds a lock. What the system does not know is None."""
 

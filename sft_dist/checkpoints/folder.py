@@ -8,11 +8,12 @@ that was found damaged is set aside as `checkpoint-N.damaged` and never removed.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from sft_dist.config import CheckpointSection
 
 UNFINISHED, REMOVED, DAMAGED = ".unfinished", ".removed", ".damaged"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_NOT_TO_ITS_END = "was not written to its end; nothing reads it"
 _LEFT = re.compile(r"checkpoint-\d+(\.unfinished|\.removed)")
 
 
@@ -33,6 +35,17 @@ class Found:
     state: Literal["complete", "damaged", "unfinished"]
     manifest: Manifest | None = None
     fault: str | None = None
+
+    @property
+    def step(self) -> int:
+        """The step by its name."""
+        return step_of(self.path)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint, of one that is unfinished or set aside, too; -1 where there is none."""
+    named = _NAME.match(path.name)
+    return int(named[1]) if named else -1
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -51,26 +64,53 @@ def complete(folder: Path) -> dict[int, Manifest]:
     return found
 
 
-def examine(folder: Path) -> list[Found]:
-    """Everything in the folder with its state, by step; every byte of the complete ones is read."""
-    found = [_examined(step, path) for step, path in _named(folder)]
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder looks like one of these checkpoints, whole or not."""
+    if (path / "config.json").exists() or not path.is_dir():
+        return False
+    return (path / manifest.NAME).exists() or any(path.glob("rank-*")) or path.suffix == UNFINISHED
+
+
+def fault_of(path: Path) -> str | None:
+    """What keeps a checkpoint from being read, or None; every byte of it is looked at."""
+    if path.suffix == UNFINISHED:
+        return _NOT_TO_ITS_END
+    try:
+        held = manifest.read(path)
+    except ValueError as error:
+        return str(error)
+    return manifest.size_fault(path, held) or manifest.content_fault(path, held)
+
+
+def examine(folder: Path, *, contents: bool = True) -> list[Found]:
+    """Everything in the folder with its state, by step. `contents`: every byte is read, else only sizes are looked at.
+
+    What went away meanwhile is left out: a run that is alive removes checkpoints.
+    """
+    found = [_examined(step, path, contents) for step, path in _named(folder)]
     for path in sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []:
         if path.suffix == UNFINISHED:
-            found.append(Found(path, "unfinished", fault="was not written to its end; nothing reads it"))
+            found.append(Found(path, "unfinished", fault=_NOT_TO_ITS_END))
         elif path.suffix == DAMAGED:
-            found.append(Found(path, "damaged", fault="set aside when it was found damaged"))
-    return found
+            found.append(_set_aside_earlier(path, contents))
+    return sorted((each for each in found if each.path.exists()), key=lambda each: each.step)
 
 
-def _examined(step: int, path: Path) -> Found:
+def _examined(step: int, path: Path, contents: bool) -> Found:
     try:
         held = manifest.read(path)
     except ValueError as error:
         return Found(path, "damaged", fault=str(error))
-    fault = manifest.size_fault(path, held) or manifest.content_fault(path, held)
+    fault = manifest.size_fault(path, held) or (manifest.content_fault(path, held) if contents else None)
     if held.step != step:
         fault = f"is the checkpoint of step {held.step}"
     return Found(path, "damaged" if fault else "complete", held, fault)
+
+
+def _set_aside_earlier(path: Path, contents: bool) -> Found:
+    found = _examined(step_of(path), path, contents)
+    fault = f"{found.fault}; set aside" if found.fault else "set aside when it was found damaged"
+    return replace(found, state="damaged", fault=fault)
 
 
 def damaged_steps(folder: Path) -> dict[int, str]:
@@ -128,9 +168,10 @@ def superfluous(held: Sequence[Manifest], settings: CheckpointSection) -> list[i
 
 
 def best_of(held: Sequence[Manifest], settings: CheckpointSection) -> int | None:
-    """The step of the best held-out value, the later of equal ones; None where it was never measured."""
+    """The step of the best held-out value, the later of equal ones; None where it was never measured. NaN is none."""
     name = settings.metric_for_best_model
-    measured = [(each.metrics[name], each.step) for each in held if name is not None and name in each.metrics]
+    values = [(each.metrics.get(name, math.nan), each.step) for each in held if name is not None]
+    measured = [(value, step) for value, step in values if not math.isnan(value)]
     if not measured:
         return None
     sign = 1 if settings.greater_is_better else -1

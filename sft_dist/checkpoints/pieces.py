@@ -89,6 +89,9 @@ class Reader:
         for stretches in self._stretches.values():
             stretches.sort(key=lambda each: each.start)
 
+    def __contains__(self, name: str) -> bool:
+        return (name, WEIGHT) in self._stretches
+
     def names(self) -> Iterator[str]:
         """The parameters of whose weights something is there."""
         return (name for name, kind in self._stretches if kind == WEIGHT)

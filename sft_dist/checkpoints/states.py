@@ -65,12 +65,15 @@ def refuse_other_shapes(own: Mapping[str, list[int]], reader: Reader) -> None:
 
 
 class PlainStates:
-    """Of one process, or of DDP, where all hold the same: dealt out to be written, and each reads the whole."""
+    """Of one process, or of DDP, where all hold the same: dealt out to be written, and each reads the whole.
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:
+    `index`: this rank's place among the `count` that write to the same folder.
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, index: int, count: int) -> None:
         self._parameters = trained(model)
         self._optimizer = optimizer
-        self._place = place
+        self._index, self._count = index, count
 
     def pieces(self) -> list[Piece]:
         every = []
@@ -79,7 +82,7 @@ class PlainStates:
             every += [
                 Piece(name, kind, 0, value.reshape(-1)) for kind, value in kinds_of(self._optimizer.state[parameter])
             ]
-        return dealt(every, self._place.index, self._place.count)
+        return dealt(every, self._index, self._count)
 
     def steps(self) -> Steps:
         states = self._optimizer.state

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,7 +135,7 @@ class Writer:
             found = _first_fault(self._together.every(own))
             if found is not None and self._place.is_leader and own is None:
                 # Complete here, but not on another node.
-                shutil.rmtree(folders.path_of(self.folder, step), ignore_errors=True)
+                self._take_back(step)
         if self._place.is_leader:
             shutil.rmtree(unfinished, ignore_errors=True)
             if found is None:
@@ -173,10 +174,19 @@ class Writer:
                 # A complete one of this step would not be written again.
                 folders.set_aside(self.folder, about.step)
             os.rename(unfinished, final)
-            manifest.flush_folder(self.folder)
         except OSError as error:
             return f"{error.filename or unfinished}: {error.strerror or error}"
+        try:
+            manifest.flush_folder(self.folder)
+        except OSError as error:
+            # Its name may not be on the disk.
+            self._take_back(about.step)
+            return f"{error.filename or self.folder}: {error.strerror or error}"
         return None
+
+    def _take_back(self, step: int) -> None:
+        with suppress(OSError):
+            folders.remove(folders.path_of(self.folder, step))
 
     def _tidy(self) -> None:
         """Remove what the recipe does not keep, now that a newer one is complete."""

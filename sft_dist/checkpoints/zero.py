@@ -140,4 +140,4 @@ def states_of(model: torch.nn.Module, optimizer: Any, place: Place) -> States:
         return ZeroStates(model, inner)
     if any(isinstance(module, FSDPModule) for module in model.modules()):
         return Fsdp2States(model, inner, place)
-    return PlainStates(model, inner, place)
+    return PlainStates(model, inner, place.index, place.count)

@@ -15,6 +15,7 @@ import torch
 
 from sft_dist.errors import UserError
 from sft_dist.export import companions, plan
+from sft_dist.export.checkpoint import checkpoint_tensors
 from sft_dist.export.dcp import distributed_tensors
 from sft_dist.export.locate import FSDP, Source, local_folder, locate, read_json
 from sft_dist.export.lora import Adapter, is_adapter, read_adapter
@@ -52,6 +53,8 @@ def export(name: str, output: Path, wishes: Wishes, say: Say = print) -> None:
 
 def open_tensors(source: Source) -> Tensors:
     """The tensors of a source, none of them read. Raises :class:`UserError`."""
+    if source.kind == "checkpoint":
+        return checkpoint_tensors(source.folder)
     if source.kind == "zero":
         return zero_tensors(source.folder)
     if source.kind == "fsdp":
@@ -149,7 +152,7 @@ def _adapter(source: Source, tensors: Tensors) -> Adapter:
 
 
 def _config_of_recipe(source: Source, tensors: Tensors) -> dict[str, Any]:
-    """What peft would have written: a checkpoint of FSDP2 has no adapter_config.json, a run does at its end."""
+    """What peft would have written: a checkpoint has no adapter_config.json, a run does at its end."""
     from sft_dist.adapters import lora_config
 
     config = lora_config(source.recipe.peft) if source.recipe is not None else None

@@ -67,7 +67,7 @@ def write_config(source: Source, folder: Path, plan: Plan, output: Path) -> None
         if isinstance(text, dict):
             text.pop("torch_dtype", None)
             text["dtype"] = config["dtype"]
-    if source.kind in ("zero", "fsdp") and config.get("use_cache") is False:
+    if source.kind in ("checkpoint", "zero", "fsdp") and config.get("use_cache") is False:
         # Switched off for the training only.
         del config["use_cache"]
     for key, value in plan.settings.items():

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sft_dist import builtin_models
+from sft_dist.checkpoints import folder as folders
 from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 from sft_dist.recipe import load_recipe
 
 FSDP = "pytorch_model_fsdp_0"
-Kind = Literal["model", "adapter", "zero", "fsdp"]
+Kind = Literal["model", "adapter", "checkpoint", "zero", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ def locate(name: str) -> Source:
     if not _has_weights(folder) and _has_weights(inner):
         folder = inner
     if not _has_weights(folder):
-        held = sorted((folder / "checkpoints").glob("checkpoint-*"))
-        mend = f"; name one of its checkpoints, such as {held[-1]}" if held else ""
-        raise UserError(f"{folder}: neither a model, an adapter nor a checkpoint{mend or '; name a folder that is'}")
+        newest = _newest(folder / "checkpoints")
+        mend = f"name one of its checkpoints, such as {newest}" if newest else "name a folder that is"
+        raise UserError(f"{folder}: neither a model, an adapter nor a checkpoint; {mend}")
     whole = folder.resolve()
     run = next((up for up in list(whole.parents)[:2] if (up / "recipe.yaml").is_file()), None)
     return Source(_kind(folder), folder, run, _recipe(run))
@@ -78,10 +79,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _has_weights(folder: Path) -> bool:
     names = ("config.json", "adapter_config.json", "latest", FSDP)
-    return any((folder / name).exists() for name in names) or any(folder.glob("global_step*"))
+    if any((folder / name).exists() for name in names) or any(folder.glob("global_step*")):
+        return True
+    return folders.is_checkpoint(folder)
+
+
+def _newest(folder: Path) -> Path | None:
+    """A checkpoint to name: the newest complete one, else one of another format."""
+    if held := folders.complete(folder):
+        return folders.path_of(folder, max(held))
+    named = (path for path in folder.glob("checkpoint-*") if _has_weights(path))
+    return max(named, key=folders.step_of, default=None)
 
 
 def _kind(folder: Path) -> Kind:
+    if folders.is_checkpoint(folder):
+        return "checkpoint"
     if (folder / "latest").exists() or any(folder.glob("global_step*")):
         return "zero"
     if (folder / FSDP).exists():

@@ -50,6 +50,8 @@ class Gate:
         @functools.wraps(step)
         def gated(*args: Any, **kwargs: Any) -> Any:
             if self.closed or not self._norm_is_sound():
+                # By this mark a schedule of torch knows that it is called behind the optimizer; else it warns.
+                base._opt_called = True  # type: ignore[attr-defined]
                 return None
             return step(*args, **kwargs)
 
@@ -83,7 +85,8 @@ class Guard:
         factor = self.settings.spike_factor
         if factor is not None and len(self._losses) == self._losses.maxlen:
             median = statistics.median(self._losses)
-            if loss > factor * median:
+            # Steps without a trained token have a loss of zero, of which nothing is a multiple.
+            if median > 0 and loss > factor * median:
                 return Event("the loss", loss, median, self.settings.on_spike)
         self._losses.append(loss)
         return None
@@ -92,7 +95,7 @@ class Guard:
         """What is wrong with the norm of the gradients of a step."""
         if math.isfinite(norm) and norm >= 0:
             return None
-        return Event("the norm of the gradients", norm if norm >= 0 else math.inf, None, self.settings.nonfinite)
+        return Event("the norm of the gradients", math.inf if norm < 0 else norm, None, self.settings.nonfinite)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

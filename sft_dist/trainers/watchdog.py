@@ -20,6 +20,7 @@ _FIRST_STEPS = 3
 _STEPS = 64
 # Seconds for the stacks to be written.
 _LATER = 0.5
+_SHORTEST = 0.001
 
 
 class Watchdog:
@@ -121,9 +122,10 @@ class Watchdog:
         if self._file is None:
             with suppress(OSError):
                 self._stacks.parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(self._stacks, "w", encoding="utf-8")  # noqa: SIM115
+                self._file = open(self._stacks, "a", encoding="utf-8")  # noqa: SIM115
         if self._file is not None:
-            faulthandler.dump_traceback_later(self.limit, file=self._file)
+            # The step may have begun before a pause; the thread that ends the process counts that, too.
+            faulthandler.dump_traceback_later(max(self.limit - self._lost, _SHORTEST), file=self._file)
 
     def _disarm(self) -> None:
         if self._file is not None:

@@ -1,4 +1,5 @@
-"""Checkpoints of real trainings on two processes become model directories, whole or in one line why not."""
+"""What real trainings on two processes leave becomes model directories, whole or in one line why not: checkpoints of
+runs, and those that DeepSpeed and torch write themselves."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from tests.recipes import command, sft_dist, small_recipe
 WORKER = Path(__file__).parent / "workers" / "checkpoints.py"
 SHORT = ("parallel.processes=2", "train.save_strategy=steps", "train.save_steps=3", "train.max_steps=3",
          "train.report_to=none", "eval.enabled=false")  # fmt: skip
+# Of whole models and of every strategy: see test_resume.py.
 RUNS = {
-    "zero2": (),
     "zero3": ("peft.use_peft=true", "peft.use_dora=true"),
     "fsdp2": ("peft.use_peft=true", "peft.use_rslora=true", "peft.lora_modules_to_save=[norm]"),
 }
@@ -137,12 +138,11 @@ def test_a_checkpoint_of_the_last_step_is_the_model_of_the_run(runs: Path, tmp_p
     assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
     base = load_file(runs / "base" / "model.safetensors")
     assert not torch.equal(first[n := "model.layers.0.mlp.up_proj.weight"], base[n])
-    if RUNS[strategy]:
-        from peft import PeftModel
+    from peft import PeftModel
 
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(runs / "base"), run / "model")
-        merged = model.merge_and_unload().state_dict()
-        assert all((merged[n] - first[n]).abs().max() < 1e-6 for n in first)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(runs / "base"), run / "model")
+    merged = model.merge_and_unload().state_dict()
+    assert all((merged[n] - first[n]).abs().max() < 1e-6 for n in first)
 
 
 def test_the_command(runs: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_the_command(runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_killed_has_all_that_is_needed(runs: Path, tmp_path: Path) -> None:
-    """FSDP2's checkpoint has neither configuration nor tokenizer; without `model/` the recipe leads to them."""
+    """A checkpoint has neither configuration nor tokenizer; without `model/` the recipe leads to them."""
     shutil.copytree(runs / "fsdp2", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-3"

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch import local
 from launch.environment import worker_environments
 from launch.processes import Rank, run_ranks
+from sft_dist.export.command import Wishes, export
 from tests import tiny
 from tests.outcome import numbers as records
 from tests.outcome import weights_hash
@@ -150,3 +153,19 @@ def test_what_is_written_can_be_read_without_pickle(folder: Path) -> None:
             assert file.suffix in (".json", ".safetensors"), file
             if file.suffix == ".json":
                 json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("name", ["packed", "lora", "qlora"])
+def test_the_last_checkpoint_is_exported_as_the_model_that_the_run_left(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    """Of the tests above, under every strategy: whole models, and adapters merged."""
+    runs = sorted(folder.glob(f"*-{name}-whole"))
+    # Each with its number of processes.
+    assert {"ddp2", "zero22", "zero32", "fsdp22"} <= {run.name.partition("-")[0] for run in runs}
+    for run in runs:
+        out = [tmp_path / f"{run.name}-{which}" for which in ("run", "checkpoint")]
+        for source, place in zip((run, run / "checkpoints" / "checkpoint-9"), out, strict=True):
+            export(str(source), place, Wishes())
+        left, ours = (load_file(place / "model.safetensors") for place in out)
+        assert left.keys() == ours.keys() and all(torch.equal(left[n], ours[n]) for n in left), run.name

@@ -290,6 +290,117 @@ def test_a_disk_without_room_for_the_model_is_refused(
     assert line.endswith("GB; free some, or name another folder")
 
 
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the room on the disk, in GB, for a model of 10 GB, whose checkpoints have 30 GB."""
+    monkeypatch.setattr("launch.check._weight_bytes", lambda _: 10 * 10**9)
+
+    def set_free(size: float) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": int(size * 10**9)})())
+
+    return set_free
+
+
+@pytest.mark.parametrize(
+    ("keep", "free", "need", "at_once", "mend"),
+    [
+        # The model, the checkpoints that are kept, and the one that is written before another goes.
+        ("checkpoint.keep=3", 129.9, 130, 4, "set checkpoint.keep=2, or name another folder"),
+        ("checkpoint.keep=3", 100, 130, 4, "set checkpoint.keep=2, or name another folder"),
+        ("checkpoint.keep=3", 99.9, 130, 4, "set checkpoint.keep=1, or name another folder"),
+        ("checkpoint.keep=3", 70, 130, 4, "set checkpoint.keep=1, or name another folder"),
+        ("checkpoint.keep=3", 69.9, 130, 4, "name another folder"),
+        ("checkpoint.keep=3", 0, 130, 4, "name another folder"),
+        ("checkpoint.keep=10", 250, 340, 11, "set checkpoint.keep=7, or name another folder"),
+        ("checkpoint.keep=1", 69, 70, 2, "name another folder"),
+        ("checkpoint.keep=null", 99, 100, 3, "name another folder"),
+    ],
+)
+def test_a_disk_without_room_for_the_checkpoints_is_refused_with_the_arithmetic(
+    command: Callable[..., list[str]], disk: Callable[[float], None],
+    keep: str, free: float, need: int, at_once: int, mend: str,
+) -> None:  # fmt: skip
+    disk(free)
+    words = ("train.save_strategy=steps", keep)
+    said = (
+        f"checkpoint.keep: {Path.cwd()} has {free:.1f} GB free and the run writes about {need}.0 GB: {at_once} "
+        "checkpoints at once (one is written before another goes) of 30.0 GB, 3 x the weights, and the model, 10.0 GB; "
+    )
+    assert command("run", *words) == [said + mend]
+    assert command("check", *words) == [said + mend]
+    assert not Path("run").exists()
+    if "set" in mend:
+        # The mend mends it, and one more checkpoint would not fit.
+        most = int(mend.split("=")[1].split(",")[0])
+        assert f"about {10 + 30 * (most + 1)}.0 GB will be written" in "\n".join(
+            command("check", words[0], f"checkpoint.keep={most}")
+        )
+        assert command("check", words[0], f"checkpoint.keep={most + 1}")[0].startswith("checkpoint.keep: ")
+
+
+def test_the_best_checkpoint_takes_up_room_too(
+    command: Callable[..., list[str]], disk: Callable[[float], None]
+) -> None:
+    disk(130)
+    Path("held_out.jsonl").write_text(json.dumps(chat(("human", "another"), ("gpt", "question"))) + "\n")
+    words = ("train.save_strategy=steps", "data.dataset_test_split=held_out.jsonl", "train.eval_strategy=steps")
+    assert "about 130.0 GB will be written" in "\n".join(command("check", *words))
+    (line,) = command("check", *words, "checkpoint.metric_for_best_model=eval_loss")
+    assert "the run writes about 160.0 GB: 5 checkpoints at once" in line
+    assert line.endswith("; set checkpoint.keep=2, or name another folder")
+
+
+def test_without_checkpoints_the_model_alone_needs_room(
+    command: Callable[..., list[str]], disk: Callable[[float], None]
+) -> None:
+    disk(9)
+    said = "has 9.0 GB free and the run writes about 10.0 GB; free some, or name another folder"
+    assert command("check") == [f"output.output_dir: {Path.cwd()} {said}"]
+    disk(10)
+    assert command("check")[-1].startswith("train: ")
+
+
+def test_what_an_earlier_start_wrote_is_room_for_what_replaces_it(
+    command: Callable[..., list[str]], disk: Callable[[float], None]
+) -> None:
+    """A disk that a run fitted on does not refuse it when it goes on, or is done anew."""
+
+    def write(name: str, size: int) -> None:
+        Path("run", name).mkdir(parents=True)
+        with open(Path("run", name, "weights"), "wb") as file:
+            file.truncate(size * 10**9)
+
+    words = ("train.save_strategy=steps", "checkpoint.keep=3")
+    # At its start there were 130 GB.
+    for step in (1, 2, 3):
+        write(f"checkpoints/checkpoint-{step}", 30)
+    write("checkpoints/checkpoint-4.unfinished", 10)
+    Path("run", "recipe.yaml").write_text(Path("recipe.yaml").read_text())
+    disk(30)
+    for how in ("output.resume=true", "output.overwrite=true"):
+        assert command("check", *words, how)[-1].startswith("train: ")
+    disk(29)
+    said = "has 29.0 GB free, beside 100.0 GB that this run has used so far, and the run writes about 130.0 GB: 4 "
+    for how in ("output.resume=true", "output.overwrite=true"):
+        (line,) = command("check", *words, how)
+        assert said in line and line.endswith("; set checkpoint.keep=2, or name another folder")
+    # What is set aside stays where it is, unless all is replaced.
+    write("checkpoints/checkpoint-0.damaged", 30)
+    write("model", 10)
+    (line,) = command("check", *words, "output.resume=true")
+    assert said in line
+    disk(0)
+    assert command("check", *words, "output.overwrite=true")[-1].startswith("train: ")
+    # Checkpoints beyond those that are kept are no room for the model.
+    for step in range(5, 9):
+        write(f"checkpoints/checkpoint-{step}", 30)
+    disk(9)
+    (line,) = command("check", *words, "output.resume=true")
+    assert "has 9.0 GB free, beside 120.0 GB that this run has used so far" in line
+    disk(10)
+    assert command("check", *words, "output.resume=true")[-1].startswith("train: ")
+
+
 def test_a_hub_model_that_cannot_be_had_is_refused_by_run_and_told_by_check(
     command: Callable[..., list[str]],
 ) -> None:

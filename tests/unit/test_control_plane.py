@@ -20,7 +20,8 @@ MODULES = sorted(f"launch.{path.stem}" for path in (ROOT / "launch").glob("*.py"
 # The part of the training plane that the control plane may use.
 SHARED = ["sft_dist.errors", "sft_dist.recipe", "sft_dist.rundir", "sft_dist.modelinfo", "sft_dist.hardware",
           "sft_dist.paths", "sft_dist.builtin_models", "sft_dist.data.sources",
-          "sft_dist.render.comparison"]  # fmt: skip
+          "sft_dist.render.comparison", "sft_dist.render.checkpoints",
+          "sft_dist.checkpoints.listing"]  # fmt: skip
 
 
 def python(code: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,7 @@ from sft_dist.export.command import Wishes, export
 from sft_dist.export.writer import size_of
 from sft_dist.straight import build
 from tests import tiny
+from tests.checkpoints import write_checkpoint, write_run
 from tests.recipes import environment
 
 
@@ -228,8 +229,8 @@ print("grown", (kilobytes("VmHWM") - before) / 1000)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure a peak")
-@pytest.mark.parametrize("adapted", [False, True], ids=["model", "adapter"])
-def test_memory_is_that_of_a_file_and_not_of_the_model(tmp_path: Path, adapted: bool) -> None:
+@pytest.mark.parametrize("kind", ["model", "adapter", "checkpoint"])
+def test_memory_is_that_of_a_file_and_not_of_the_model(tmp_path: Path, kind: str) -> None:
     from transformers import LlamaConfig
 
     size = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 1000}
@@ -240,7 +241,11 @@ def test_memory_is_that_of_a_file_and_not_of_the_model(tmp_path: Path, adapted: 
         made = build(partial(AutoModelForCausalLM.from_config, config), nullcontext())
         made.save_pretrained(tmp_path / name, max_shard_size="20MB")
         sources[name] = tmp_path / name
-        if adapted:
+        if kind == "checkpoint":
+            tiny.chat_tokenizer().save_pretrained(tmp_path / name)
+            run = write_run(tmp_path / f"run-{name}", str(tmp_path / name))
+            sources[name] = write_checkpoint(run, 7, {n: p.detach() for n, p in made.named_parameters()})
+        if kind == "adapter":
             from peft import LoraConfig, get_peft_model
 
             made = get_peft_model(made, LoraConfig(r=4, target_modules="all-linear"))
