@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-STEPS, SAVE_STEPS, EVAL_STEPS = 48, 2, 5
+STEPS, SAVE_STEPS, EVAL_STEPS = 60, 2, 5
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 DAMAGES = ("truncated file", "flipped bit")
 KINDS = ("SIGKILL to a rank", "SIGKILL to all", "SIGKILL in a save", *(f"{name} to the launcher" for name in SIGNALS),
@@ -21,9 +21,9 @@ _MOMENTS = ("step", "step", "step", "start-up", "save", "evaluation")
 _FIRST = {"SIGSTOP of a rank": 7}
 _LAST = {"SIGSTOP of a rank": STEPS - 4, "disk full, stays": STEPS - 2 * SAVE_STEPS * MAX_FAILURES,
          "disk full, freed": STEPS - 3 * SAVE_STEPS, "read-only folder": STEPS - 3 * SAVE_STEPS}  # fmt: skip
-# The others need what comes after them, or are a moment themselves. A hang in an evaluation is not looked for.
+# The others need what comes after them, or are a moment themselves.
 _SET = dict.fromkeys((*DAMAGES, *LASTING, "disk full, stays"), "step")
-_SET |= {"SIGSTOP of a rank": "away", "SIGKILL in a save": "save", "disk full, at the end": "end"}
+_SET |= {"SIGKILL in a save": "save", "disk full, at the end": "end"}
 _END = 0.6
 
 
@@ -54,7 +54,12 @@ def of_run(seed: int, number: int, count: int) -> list[Strike]:
     found: list[Strike] = []
     for place, kind in enumerate(kinds):
         strike = _drawn(kind, draw)
-        if place == count - 1 and strike.moment == "step" and kind not in _SET and draw.random() < _END:
+        if (
+            place == count - 1
+            and strike.moment == "step"
+            and kind not in (*_SET, "SIGSTOP of a rank")
+            and draw.random() < _END
+        ):
             strike = replace(strike, moment="end")
         if found and found[-1].kind in DAMAGES and strike.moment == "start-up":
             # The start has to live until it says what it found.
@@ -66,6 +71,9 @@ def of_run(seed: int, number: int, count: int) -> list[Strike]:
 
 def _drawn(kind: str, draw: random.Random) -> Strike:
     moment = _SET.get(kind) or draw.choice(_MOMENTS)
+    if kind == "SIGSTOP of a rank" and moment == "start-up":
+        # Nothing watches over it yet.
+        moment = "step"
     first = _FIRST.get(kind, 1)
     return Strike(kind, moment, draw.randint(first, first + 5), draw.random(), draw.random())
 

@@ -58,7 +58,6 @@ def reach(start: Start, disk: Disk, strike: Strike, pace: Pace) -> bool:
         return start.pause(max(0.0, strike.delay * pace.start_up - start.age))
     begins = {
         "step": lambda: True,
-        "away": lambda: (start.last_step or 0) % EVAL_STEPS in (1, 2),
         "end": lambda: start.last_step == STEPS,
         "evaluation": lambda: (start.last_step or 1) % EVAL_STEPS == 0,
         "save": lambda: any(path.suffix == ".unfinished" for path in disk.checkpoints.iterdir()),
@@ -66,18 +65,19 @@ def reach(start: Start, disk: Disk, strike: Strike, pace: Pace) -> bool:
     since = start.done
     steps = 1 if strike.moment == "end" else strike.steps
 
+    def is_past() -> bool:
+        return (start.last_step or 0) > strike.latest
+
     def has_come() -> bool:
         # After a strike that the start outlived some more are trained.
-        return start.done >= steps and start.done - since >= min(steps, 2) and begins[strike.moment]()
+        return is_past() or start.done >= steps and start.done - since >= min(steps, 2) and begins[strike.moment]()
 
-    if not start.wait(has_come, _PATIENCE):
+    if not start.wait(has_come, _PATIENCE) or is_past():
         return False
     if strike.moment == "save" and strike.kind == "SIGKILL in a save":
         # At once: small files are soon written.
         return start.code is None
-    return (start.last_step or 0) <= strike.latest and start.pause(
-        strike.delay * (pace.end if strike.moment == "end" else pace.step)
-    )
+    return start.pause(strike.delay * (pace.end if strike.moment == "end" else pace.step))
 
 
 def hit(start: Start, disk: Disk, strike: Strike) -> Verdict | None:
