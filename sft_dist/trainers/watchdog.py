@@ -26,8 +26,8 @@ _SHORTEST = 0.001
 class Watchdog:
     """Ends the process when no step has ended for `hang_factor` times the median step, and writes its stacks.
 
-    A batch of an evaluation counts as a step does, but not its time. What is no step (reading data, a save that is waited
-    for, compilation) is not counted.
+    A batch of an evaluation is watched as a step is, its time is not. What is no step (reading data, a save that is
+    waited for, compilation) is not counted.
     """
 
     def __init__(self, settings: GuardSection, stacks: Path, rank: int) -> None:

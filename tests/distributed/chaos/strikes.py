@@ -70,7 +70,7 @@ def reach(start: Start, disk: Disk, strike: Strike, pace: Pace) -> bool:
 
     def has_come() -> bool:
         # After a strike that the start outlived some more are trained.
-        return is_past() or start.done >= steps and start.done - since >= min(steps, 2) and begins[strike.moment]()
+        return is_past() or (start.done >= steps and start.done - since >= min(steps, 2) and begins[strike.moment]())
 
     if not start.wait(has_come, _PATIENCE) or is_past():
         return False
