@@ -4,13 +4,20 @@ VENV ?= .venv
 # Further words for pytest, such as PYTEST="tests/unit -x".
 PYTEST ?=
 
-.PHONY: demo test lint setup
+# Strikes at real runs; 100 take about 40 minutes on two cores.
+STRIKES ?= 100
+SEED ?= 0
+
+.PHONY: demo test chaos lint setup
 
 demo: setup
 	$(VENV)/bin/sft-dist run smollm2-135m/sft-python-docs output.overwrite=true
 
 test: setup
 	$(VENV)/bin/python -m pytest $(PYTEST)
+
+chaos: setup
+	$(VENV)/bin/python -m tests.distributed.chaos --strikes $(STRIKES) --seed $(SEED)
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from sft_dist.errors import UserError
-from sft_dist.process import guarded, leave_process_group, settle_accelerator
+from sft_dist.process import guarded, leave_process_group, outlive_full_logs, settle_accelerator
 from sft_dist.recipe import load_recipe
 from sft_dist.rundir import command_line
 
@@ -24,6 +24,7 @@ def main(words: list[str]) -> int:
         worker.run(recipe, Path(words[0]), command_line())
         leave_process_group()
 
+    outlive_full_logs()
     return guarded(work)
 
 

@@ -8,6 +8,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
 
 from sft_dist.errors import EXIT_DONE, EXIT_RESUMABLE, EXIT_USER, UserError
 from sft_dist.stopping import Stopped
@@ -57,6 +59,33 @@ def disk_is_full(error: BaseException) -> bool:
             return True
         chain = chain.__cause__ or chain.__context__
     return False
+
+
+def outlive_full_logs() -> None:
+    """Lose what cannot be printed: a log often lies on the run's own disk, and must not end the run when that is full.
+
+    Without it a line for people would, be it the one that says why a run stops and can go on.
+    """
+    sys.stdout, sys.stderr = _Lossy(sys.stdout), _Lossy(sys.stderr)
+
+
+class _Lossy:
+    """A stream of text whose lines are lost where they cannot be written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
 
 
 def quiet_libraries() -> None:

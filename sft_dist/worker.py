@@ -198,6 +198,10 @@ def _survival(
 def _save(trainer: SFTTrainer, run: RunDir, world: World, dtype: str) -> None:
     """Write the model under another name and give it its own when it is whole."""
     unfinished = run.model.with_name("model.unfinished")
+    if world.is_main:
+        # Of a start that was killed here, under a strategy with other names of files.
+        shutil.rmtree(unfinished, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     # DeepSpeed trains fp32 copies of weights in bf16, which lie in several processes even where weights do not.
     if trainer.backend.kind != "plain":
         _save_spread(trainer, unfinished, world, dtype)

@@ -82,6 +82,10 @@ class Place:
         self.index, self.count = beside.index(self.rank), len(beside)
         if local_rank == 0:
             own.unlink(missing_ok=True)
+        if self.is_leader:
+            # Of starts that were killed here; there is one run in a folder at a time.
+            for left in (path for path in folder.glob(".seen-*") if token not in path.name):
+                left.unlink(missing_ok=True)
 
     @property
     def is_leader(self) -> bool:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,7 +110,9 @@ class Resumable(Base):  # type: ignore[misc]
         own = {"rng": rng.capture(), "loop": self.loop_state()}
         common = {"scheduler": self.lr_scheduler.state_dict(), "evaluation_is_due": self._is_evaluation_due()}
         state = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"
-        with survival.watchdog.paused():
+        # The ranks wait for each other before the copy, and one may hang.
+        is_waited_for = wait or not survival.keeper.settings.asynchronous
+        with survival.watchdog.paused() if is_waited_for else nullcontext():
             survival.keeper.save(
                 about, self._states(), own, common, {TRAINER: state, **self.documents()}, wait=wait, began=began
             )
@@ -216,9 +219,11 @@ class Resumable(Base):  # type: ignore[misc]
             control.should_evaluate, control.should_save = False, True
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the base class; neither the random generators nor the watchdog take notice."""
-        with rng.undisturbed(), self.survival.watchdog.paused():
+        """As the base class; the random generators take no notice."""
+        self.survival.watchdog.sign_of_life()
+        with rng.undisturbed():
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        self.survival.watchdog.sign_of_life()
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self._evaluated = (self.state.global_step, numbers)
         return metrics
@@ -239,6 +244,7 @@ class Resumable(Base):  # type: ignore[misc]
 
     def leave_evaluation_if_asked(self) -> None:
         """Called before each batch of an evaluation, by all ranks."""
+        self.survival.watchdog.sign_of_life()
         if self.survival.within_training and self.survival.asked_to_stop():
             raise _EvaluationStopped
 

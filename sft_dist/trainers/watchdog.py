@@ -26,7 +26,8 @@ _SHORTEST = 0.001
 class Watchdog:
     """Ends the process when no step has ended for `hang_factor` times the median step, and writes its stacks.
 
-    What is no step (evaluation, reading data, a save that is waited for, compilation) is not counted.
+    A batch of an evaluation is watched as a step is, its time is not. What is no step (reading data, a save that is
+    waited for, compilation) is not counted.
     """
 
     def __init__(self, settings: GuardSection, stacks: Path, rank: int) -> None:
@@ -72,6 +73,15 @@ class Watchdog:
                 self._durations.append(now - self._since + self._lost)
             self._ended += 1
             self._since, self._lost = now, 0.0
+            self._wake.notify()
+        self._arm()
+
+    def sign_of_life(self) -> None:
+        """Count anew from now: between two steps something else was done."""
+        with self._wake:
+            if self._since is None:
+                return
+            self._since, self._lost = time.monotonic(), 0.0
             self._wake.notify()
         self._arm()
 

@@ -53,3 +53,31 @@ def test_a_disk_too_small_for_the_prepared_rows_is_one_line(tmp_path: Path) -> N
     assert faults[0].startswith(f"sft-dist: {cache}: no space left on the device for the prepared rows")
     assert "SFT_DIST_CACHE" in faults[0] and "Traceback" not in done.stderr
     assert [file for file in (tmp_path / "kept" / "rows").iterdir() if file.suffix != ".lock"] == []
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
+def test_logs_on_a_full_disk_do_not_end_a_run(tmp_path: Path) -> None:
+    """Neither what rank 0 prints, nor the log of another rank."""
+    recipe = small_recipe(tmp_path, tiny.save_model(tmp_path / "base"), records=12)
+    logs = tmp_path / "run" / "logs"
+    logs.mkdir(parents=True)
+    words = [sys.executable, "-m", "launch.cli", "run", str(recipe), "parallel.processes=2", "train.report_to=none"]
+    # No byte is left for the log of rank 1.
+    script = f"mount -t tmpfs -o size=4k disk {logs} && head -c 4096 /dev/zero >{logs}/rank1.log"
+    script += ' && exec "$@" >/dev/full 2>&1'
+    done = command(tmp_path, "unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", *words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] > 0
+
+
+def test_a_run_that_stops_can_go_on_though_it_cannot_say_so(tmp_path: Path) -> None:
+    """The exit code does not hang on a line for people."""
+    for act in ("raise Stopped('no space', agreed=True)", "leave_at_once('no space')"):
+        code = (
+            "import sys\nfrom sft_dist.process import guarded, outlive_full_logs\n"
+            f"from sft_dist.stopping import Stopped, leave_at_once\ndef work():\n    {act}\n"
+            "outlive_full_logs()\nsys.exit(guarded(work))\n"
+        )
+        shell = ["sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh", sys.executable, "-u", "-c", code]
+        assert command(tmp_path, *shell).returncode == 75

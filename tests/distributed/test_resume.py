@@ -3,13 +3,11 @@ are others."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +19,8 @@ from launch.environment import worker_environments
 from launch.processes import Rank, run_ranks
 from sft_dist.export.command import Wishes, export
 from tests import tiny
+from tests.outcome import numbers as records
+from tests.outcome import weights_hash
 from tests.recipes import ROOT, environment, small_recipe, write_conversations
 
 WORKER = Path(__file__).parent / "workers" / "runs.py"
@@ -81,29 +81,6 @@ def start(
 
 def job(recipe: Path, run: Path, *words: str) -> list[str]:
     return [str(recipe), *SETTINGS, *words, f"output.output_dir={run}"]
-
-
-# Times, memory, and the mean over the steps of one start, which transformers adds at the end.
-OF_THE_START = ("second", "memory", "runtime", "total_flos", "train_loss")
-
-
-def records(run: Path) -> dict[tuple[int, str], Any]:
-    """Every number of a run's log that is no matter of its start, by step and name; none stands there twice."""
-    found: dict[tuple[int, str], Any] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        for name, value in row.items():
-            if any(part in name for part in OF_THE_START):
-                continue
-            assert (row["step"], name) not in found or name in ("epoch", "step"), f"{name} twice at {row['step']}"
-            found[row["step"], name] = value
-    return found
-
-
-def weights_hash(run: Path) -> str:
-    files = sorted((run / "model").glob("*.safetensors"))
-    assert files
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @pytest.mark.parametrize(

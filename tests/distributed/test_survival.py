@@ -18,8 +18,8 @@ import yaml
 
 from sft_dist.checkpoints import folder as folders
 from tests import tiny
-from tests.distributed.test_resume import records as numbers
-from tests.distributed.test_resume import start, weights_hash
+from tests.distributed.test_resume import start
+from tests.outcome import numbers, weights_hash
 from tests.recipes import environment, records, sft_dist, small_recipe, write_conversations
 
 LIMIT = 120.0
