@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,10 @@ from sft_dist.backend import Backend, settle
 from sft_dist.checkpoints.keeper import Held, Keeper, refuse_other_batches
 from sft_dist.checkpoints.manifest import Manifest
 from sft_dist.config import Recipe
-from sft_dist.data.prepare import summed
+from sft_dist.data.account import Account
+from sft_dist.data.prepare import TrainingRows, summed
 from sft_dist.data.rows import Prepared
-from sft_dist.data.template import load_template, stop_token_ids
+from sft_dist.data.template import ChatTemplate, load_template, stop_token_ids
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
 from sft_dist.identity import recipe_hash
@@ -73,35 +75,53 @@ def _run(recipe: Recipe, recipe_file: Path, command: Sequence[str], requests: St
     if world.is_main:
         print(*data_lines(train, held_out, template), sep="\n")
     trainer = _trainer(recipe, run_dir, world, path, tokenizer, train, held_out, backend, say)
-    keeper = Keeper(run_dir.checkpoints, recipe.checkpoint, world.local_rank, say)
+    data = Data(template, train, held_out, limit)
+    examination, account = _train(recipe, run_dir, world, trainer, data, requests, say)
+    _save(trainer, run_dir, world, recipe.model.dtype)
+    trainer.survival.end_training()
+    after = examination.take("after") if recipe.eval.enabled else None
+    if world.is_main:
+        report(recipe, run_dir, examination, account, after, time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run is trained and measured on. `limit`: tokens of the longest row."""
+
+    template: ChatTemplate
+    train: TrainingRows
+    held_out: Prepared | None
+    limit: int | None
+
+
+def _train(
+    recipe: Recipe, run: RunDir, world: World, trainer: SFTTrainer, data: Data, requests: StopRequests, say: Say
+) -> tuple[Examination, Account]:
+    """Train, from the newest checkpoint if there is one; what the model is measured by, and the account of the rows."""
+    keeper = Keeper(run.checkpoints, recipe.checkpoint, world.local_rank, say)
     held = _held(recipe, keeper, say)
     if world.is_main:
-        _log(trainer, recipe, run_dir, held)
+        _log(trainer, recipe, run, held)
     with ExitStack() as ending:
         if recipe.data.streaming:
-            stream = arrange_stream(trainer, recipe, limit, world, held.path if held else None, ending, say)
+            stream = arrange_stream(trainer, recipe, data.limit, world, held.path if held else None, ending, say)
         else:
-            arrange(trainer, recipe, train, limit, say)
-        trainer.model.generation_config.eos_token_id = stop_token_ids(template)
+            arrange(trainer, recipe, data.train, data.limit, say)
+        trainer.model.generation_config.eos_token_id = stop_token_ids(data.template)
         say(plan_line(trainer))
-        examination = Examination(trainer, recipe, template, held_out, limit, say)
+        examination = Examination(trainer, recipe, data.template, data.held_out, data.limit, say)
         # In this order: the bar begins when what comes before the first step is over.
-        trainer.add_callback(BeforeTraining(examination, run_dir))
+        trainer.add_callback(BeforeTraining(examination, run))
         trainer.add_callback(PlainLines() if trainer.args.disable_tqdm else ProgressBar())
-        survival = _survival(recipe, run_dir, world, trainer, keeper, requests, say)
         if held is not None:
             refuse_other_batches(held, trainer.rows_per_step, trainer.data_digest)
             say(_going_on(held, trainer))
+        survival = _survival(recipe, run, world, trainer, keeper, requests, say)
         trainer.survive(survival, held)
         ending.callback(survival.watchdog.stop)
         trainer.train(resume_from_checkpoint=str(held.path) if held else None)
         survival.end_steps()
-        account = summed(stream.accounts()) if recipe.data.streaming else train.account
-    _save(trainer, run_dir, world, recipe.model.dtype)
-    survival.end_training()
-    after = examination.take("after") if recipe.eval.enabled else None
-    if world.is_main:
-        report(recipe, run_dir, examination, account, after, time.perf_counter() - began)
+        return examination, summed(stream.accounts()) if recipe.data.streaming else data.train.account
 
 
 def _silent(_: str) -> None:
