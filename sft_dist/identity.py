@@ -20,7 +20,7 @@ from sft_dist.recipe import load_recipe
 _FREE = (
     "output", "eval", "parallel", "checkpoint", "guard",
     "train.per_device_train_batch_size", "train.gradient_accumulation_steps", "train.per_device_eval_batch_size",
-    "train.save_strategy", "train.save_steps", "train.save_total_limit", "train.eval_strategy", "train.eval_steps",
+    "train.save_strategy", "train.save_steps", "train.eval_strategy", "train.eval_steps",
     "train.logging_*", "train.report_to", "train.run_name", "train.dataloader_num_workers",
     "train.gradient_checkpointing", "train.gradient_checkpointing_kwargs",
     "data.dataset_num_proc", "data.max_bad_records",

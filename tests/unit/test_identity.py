@@ -26,15 +26,15 @@ BASE: dict[str, Any] = {
     "data": {"dataset_name": "org/data"},
     "output": {"output_dir": "runs/x"},
 }
+FREE_SECTIONS = ("output", "eval", "parallel", "checkpoint", "guard")
 # As the promise has it, written out.
-FREE = {f"{name}.{key}" for name in ("output", "eval", "parallel") for key in SECTIONS[name].model_fields}
+FREE = {f"{name}.{key}" for name in FREE_SECTIONS for key in SECTIONS[name].model_fields}
 FREE |= {
     "train.per_device_train_batch_size",
     "train.per_device_eval_batch_size",
     "train.gradient_accumulation_steps",
     "train.save_strategy",
     "train.save_steps",
-    "train.save_total_limit",
     "train.logging_steps",
     "train.logging_first_step",
     "train.report_to",

@@ -57,7 +57,7 @@ def test_text_that_is_no_recipe_is_one_fault(text: str, message: str) -> None:
         ("? [a]\n: b\n", "r.yaml:1: a key must be a plain word"),
         (
             '" ": 1\n',
-            "r.yaml:1: ' ': no such section; a recipe has stage, model, data, train, peft, parallel, output, eval",
+            "r.yaml:1: ' ': no such section; a recipe has stage, model, data, train, peft, parallel, checkpoint, guard, output, eval",
         ),
         ("peft: &a\n  lora_r: *a\n", "r.yaml:2: peft.lora_r: nested too deeply"),
         ("train: &a {seed: 1}\npeft:\n  <<: *a\n", "r.yaml:3: peft.<<: merge keys are not read; write the keys out"),
@@ -164,7 +164,10 @@ def test_an_unknown_key_names_the_one_that_was_meant(where: str, key: str, said:
         ("learning_rate", "no such section; it belongs to train.learning_rate"),
         ("max_seq_length", "no such section, did you mean train.max_length"),
         ("train.seed", "no such section; write seed under `train:`"),
-        ("zzz", "no such section; a recipe has stage, model, data, train, peft, parallel, output, eval"),
+        (
+            "zzz",
+            "no such section; a recipe has stage, model, data, train, peft, parallel, checkpoint, guard, output, eval",
+        ),
     ],
 )
 def test_an_unknown_section_names_the_one_that_was_meant(name: str, said: str) -> None:
