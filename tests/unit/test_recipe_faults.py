@@ -14,6 +14,8 @@ from tests.recipe_texts import MINIMAL, faults, section, train
 
 # Files that are no recipe
 
+SECTIONS_TOLD = "stage, model, data, train, peft, parallel, checkpoint, guard, output, eval"
+
 
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -57,7 +59,7 @@ def test_text_that_is_no_recipe_is_one_fault(text: str, message: str) -> None:
         ("? [a]\n: b\n", "r.yaml:1: a key must be a plain word"),
         (
             '" ": 1\n',
-            "r.yaml:1: ' ': no such section; a recipe has stage, model, data, train, peft, parallel, checkpoint, guard, output, eval",
+            f"r.yaml:1: ' ': no such section; a recipe has {SECTIONS_TOLD}",
         ),
         ("peft: &a\n  lora_r: *a\n", "r.yaml:2: peft.lora_r: nested too deeply"),
         ("train: &a {seed: 1}\npeft:\n  <<: *a\n", "r.yaml:3: peft.<<: merge keys are not read; write the keys out"),
