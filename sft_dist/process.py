@@ -108,11 +108,20 @@ def quiet_libraries() -> None:
 
 
 def settle_accelerator() -> None:
-    """Tell DeepSpeed that there is no GPU; it would otherwise guess, and warn in every process."""
+    """Tell DeepSpeed that there is no GPU; it would otherwise guess, and warn in every process.
+
+    On a processor it would also compile a shared-memory all-reduce, for inference, under a lock that stays for ever when
+    the process that holds it is killed: every later start would wait for it.
+    """
     import torch
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if torch.cuda.is_available():
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def leave_process_group() -> None:
