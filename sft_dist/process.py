@@ -110,8 +110,8 @@ def quiet_libraries() -> None:
 def settle_accelerator() -> None:
     """Tell DeepSpeed that there is no GPU; it would otherwise guess, and warn in every process.
 
-    On a processor it would also compile a shared-memory all-reduce, for inference, under a lock that stays for ever when
-    the process that holds it is killed: every later start would wait for it.
+    On a processor it would also compile a shared-memory all-reduce, for inference, under a lock that stays for ever
+    when the process that holds it is killed: every later start would wait for it.
     """
     import torch
 

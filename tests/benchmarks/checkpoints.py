@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import statistics
@@ -23,14 +22,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from launch import local
-from launch.environment import worker_environments
-from launch.processes import Rank, run_ranks
 from sft_dist import builtin_models
 from sft_dist.checkpoints import manifest
-from tests.recipes import ROOT, environment, write_conversations
+from tests.ranks import do_runs
+from tests.recipes import environment, write_conversations
 
-_WORKER = ROOT / "tests" / "distributed" / "workers" / "runs.py"
 _SAVED = re.compile(r"checkpoint-(\d+): ([\d.]+) GB in ([\d.]+) s, for which the training waited ([\d.]+) s")
 _STEPS, _EVERY = 12, 4
 
@@ -60,16 +56,10 @@ def recipe(folder: Path, processes: int) -> Path:
 def saves(folder: Path, file: Path, processes: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Seconds of each save and seconds that the training waited for it, of the second and later saves of each run."""
     kinds = ["checkpoint.asynchronous=false", "checkpoint.asynchronous=true"] * rounds
-    jobs = folder / "jobs.json"
-    jobs.write_text(json.dumps([[str(file), kind, f"output.output_dir={folder / 'run'}"] for kind in kinds]))
-    base = {**os.environ, **environment(folder)}
-    environments = worker_environments("ddp", processes, master_port=local.free_port(), omp_num_threads=1, base=base)
-    logs = [folder / f"{rank}.log" for rank in range(processes)]
-    words = [sys.executable, "-u", str(_WORKER), str(jobs)]
-    if run_ranks([Rank(rank, words, one, logs[rank]) for rank, one in enumerate(environments)]):
-        raise SystemExit(logs[0].read_text()[-3000:])
+    jobs = [[str(file), kind, f"output.output_dir={folder / 'run'}"] for kind in kinds]
+    log = do_runs(folder, "ddp", processes, jobs)[0].read_text()
     found: dict[str, list[tuple[float, float]]] = {}
-    every = iter(_SAVED.findall(logs[0].read_text()))
+    every = iter(_SAVED.findall(log))
     for kind in kinds:
         of_run = [next(every) for _ in range(_STEPS // _EVERY)]
         # The first allocates the memory that the later ones use again.

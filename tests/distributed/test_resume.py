@@ -4,9 +4,6 @@ are others."""
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,16 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch import local
-from launch.environment import worker_environments
-from launch.processes import Rank, run_ranks
 from sft_dist.export.command import Wishes, export
 from tests import tiny
 from tests.outcome import numbers as records
 from tests.outcome import weights_hash
-from tests.recipes import ROOT, environment, small_recipe, write_conversations
+from tests.ranks import do_runs
+from tests.recipes import small_recipe, write_conversations
 
-WORKER = Path(__file__).parent / "workers" / "runs.py"
 # Checkpoints lie in the middle of an epoch, of accumulated micro-batches' global batches and of the steps between two
 # records; the held-out loss is measured in between.
 SETTINGS = ("train.save_strategy=steps", "train.save_steps=5", "checkpoint.keep=null", "train.report_to=none",
@@ -63,22 +57,6 @@ def mixture(folder: Path) -> tuple[str, ...]:
     return "data.dataset_name=null", f"data.mixture={json.dumps(sources)}", "data.packing=true"
 
 
-def start(
-    folder: Path, strategy: str, processes: int, jobs: list[list[str]], nodes: Sequence[Path] | None = None
-) -> None:
-    """Do runs one after another in one group of processes. `nodes`: the folder that each works in, as nodes of one."""
-    file = folder / f"{strategy}{processes}-{len(list(folder.glob('*.json')))}.json"
-    file.write_text(json.dumps(jobs))
-    base = {**os.environ, **environment(folder), "PYTHONPATH": str(ROOT)}
-    environments = worker_environments(strategy, processes, master_port=local.free_port(), omp_num_threads=1, base=base)
-    for rank, node in enumerate(nodes or ()):
-        environments[rank] |= {"NODE_FOLDER": str(node), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    logs = [file.with_suffix(f".{rank}.log") for rank in range(processes)]
-    words = [sys.executable, str(WORKER), str(file)]
-    code = run_ranks([Rank(rank, words, one, logs[rank]) for rank, one in enumerate(environments)])
-    assert code == 0, "\n".join(log.read_text()[-3000:] for log in logs)
-
-
 def job(recipe: Path, run: Path, *words: str) -> list[str]:
     return [str(recipe), *SETTINGS, *words, f"output.output_dir={run}"]
 
@@ -106,7 +84,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_never_stopped(
         jobs.append(
             job(folder / "drawing" / "recipe.yaml", again, *settings, "output.resume=true", f"cut:{whole}:{CUT}")
         )
-    start(folder, strategy, processes, jobs)
+    do_runs(folder, strategy, processes, jobs)
     for name in names:
         whole, again = (folder / f"{strategy}{processes}-{name}-{which}" for which in ("whole", "again"))
         assert records(whole) == records(again), name
@@ -125,12 +103,12 @@ def test_other_processes_and_other_strategies_go_on_with_the_same_batches(folder
         cut = f"cut:{folder / f'cross-{source}'}:{CUT}"
         return job(recipe, folder / f"cross-{source}-{name}", *words, "output.resume=true", cut)
 
-    start(folder, "ddp", 2, [whole("ddp2")])
-    start(folder, "ddp", 4, [whole("ddp4"), again("ddp2", "ddp4")])
-    start(folder, "zero3", 2, [whole("zero3"), again("ddp2", "zero3")])
-    start(folder, "fsdp2", 2, [again("zero3", "fsdp2"), again("ddp2", "fsdp2")])
-    start(folder, "zero2", 2, [again("zero3", "zero2")])
-    start(folder, "single", 1, [again("ddp4", "single"), again("zero3", "single"), again("zero3-fsdp2", "single")])
+    do_runs(folder, "ddp", 2, [whole("ddp2")])
+    do_runs(folder, "ddp", 4, [whole("ddp4"), again("ddp2", "ddp4")])
+    do_runs(folder, "zero3", 2, [whole("zero3"), again("ddp2", "zero3")])
+    do_runs(folder, "fsdp2", 2, [again("zero3", "fsdp2"), again("ddp2", "fsdp2")])
+    do_runs(folder, "zero2", 2, [again("zero3", "zero2")])
+    do_runs(folder, "single", 1, [again("ddp4", "single"), again("zero3", "single"), again("zero3-fsdp2", "single")])
     expected = records(folder / "cross-ddp2")
     found = sorted(path.name for path in folder.glob("cross-*") if path.is_dir())
     assert len(found) == 11

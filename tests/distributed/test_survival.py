@@ -18,8 +18,8 @@ import yaml
 
 from sft_dist.checkpoints import folder as folders
 from tests import tiny
-from tests.distributed.test_resume import start
 from tests.outcome import numbers, weights_hash
+from tests.ranks import do_runs
 from tests.recipes import environment, records, sft_dist, small_recipe, write_conversations
 
 LIMIT = 120.0
@@ -177,7 +177,7 @@ def test_a_spike_changes_no_weight_under_any_strategy_and_names_its_records(tmp_
     for strategy, processes in (("single", 1), ("ddp", 2), ("zero3", 2)):
         jobs = [[str(recipe), f"guard.on_spike={action}", f"output.output_dir={tmp_path / f'{strategy}-{action}'}"]
                 for action in ("skip", "rollback")]  # fmt: skip
-        start(tmp_path, strategy, processes, jobs)
+        do_runs(tmp_path, strategy, processes, jobs)
         for action in ("skip", "rollback"):
             run, alone = tmp_path / f"{strategy}-{action}", tmp_path / f"single-{action}"
             (event,) = events(run)
@@ -217,7 +217,7 @@ def test_each_node_has_checkpoints_of_its_own_and_both_take_the_same(tmp_path: P
              "output.output_dir=run"]  # fmt: skip
     for node in nodes:
         node.mkdir()
-    start(tmp_path, "zero2", 2, [[str(recipe), *words]], nodes=nodes)
+    do_runs(tmp_path, "zero2", 2, [[str(recipe), *words]], nodes=nodes)
     whole = weights_hash(nodes[0] / "run")
     for node in nodes:
         held = folders.complete(node / "run" / "checkpoints")
@@ -232,7 +232,7 @@ def test_each_node_has_checkpoints_of_its_own_and_both_take_the_same(tmp_path: P
     content = bytearray(damaged.read_bytes())
     content[-5] ^= 1
     damaged.write_bytes(content)
-    start(tmp_path, "zero2", 2, [[str(recipe), *words, "output.resume=true"]], nodes=nodes)
+    do_runs(tmp_path, "zero2", 2, [[str(recipe), *words, "output.resume=true"]], nodes=nodes)
     said = "".join(log.read_text() for log in tmp_path.glob("zero2*.0.log"))
     assert f"checkpoint-8: damaged ({damaged.name} is damaged: its checksum is another)" in said
     assert "going on from run/checkpoints/checkpoint-4" in said
