@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch import local
 from launch.environment import ABSENT, STRATEGIES, config_path, worker_environments
-from launch.processes import Rank, run_ranks
+from launch.processes import Ending, Rank, run_ranks, run_to_end
 from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 from tests.recipes import ROOT
@@ -144,13 +145,13 @@ def test_a_run_finds_the_package_from_anywhere_and_sends_no_telemetry(
     monkeypatch.delenv("PYTHONPATH", raising=False)
     kept: list[Rank] = []
 
-    def keep_and_run(ranks: list[Rank]) -> int:
+    def keep_and_run(ranks: list[Rank], **options: Any) -> Ending:
         kept.extend(ranks)
-        return run_ranks(ranks)
+        return run_to_end(ranks, **options)
 
-    monkeypatch.setattr("launch.local.run_ranks", keep_and_run)
+    monkeypatch.setattr("launch.local.run_to_end", keep_and_run)
     monkeypatch.setattr("launch.devices.gpus", list)
-    assert local.run(tmp_path / "absent.yaml", recipe_into(tmp_path, processes=2)) == 2
+    assert local.run(tmp_path / "absent.yaml", recipe_into(tmp_path, processes=2)) == Ending(2, stopped=False)
     assert "absent.yaml" in (tmp_path / "run" / "logs" / "rank1.log").read_text()
     assert {rank.environment["HF_HUB_DISABLE_TELEMETRY"] for rank in kept} == {"1"}
     assert {rank.environment["DO_NOT_TRACK"] for rank in kept} == {"1"}
