@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +73,7 @@ def reach(start: Start, disk: Disk, strike: Strike, pace: Pace) -> bool:
 
     if not start.wait(has_come, _PATIENCE) or is_past():
         return False
-    if strike.moment == "save" and strike.kind == "SIGKILL in a save":
+    if strike.kind in ("SIGKILL in a save", "disk full, at the end"):
         # At once: small files are soon written.
         return start.code is None
     return start.pause(strike.delay * (pace.end if strike.moment == "end" else pace.step))
@@ -232,13 +231,7 @@ def _fails_to_save(start: Start, verdict: Verdict, worsen: Callable[[], None], m
 
 
 def _fill(start: Start, disk: Disk, strike: Strike, verdict: Verdict) -> bool:
-    end = time.monotonic() + _PATIENCE
-
-    def never() -> bool:
-        disk.fill()
-        return time.monotonic() > end
-
-    start.wait(never, _PATIENCE)
+    _fill_until_the_end(start, disk)
     disk.free()
     verdict.reached = start.last_step
     verdict.most += MAX_FAILURES * SAVE_STEPS
@@ -249,10 +242,18 @@ def _fill(start: Start, disk: Disk, strike: Strike, verdict: Verdict) -> bool:
     return True
 
 
+def _fill_until_the_end(start: Start, disk: Disk) -> None:
+    def never() -> bool:
+        disk.fill()
+        return False
+
+    start.wait(never, _PATIENCE)
+
+
 def _fill_at_the_end(start: Start, disk: Disk, strike: Strike, verdict: Verdict) -> bool:
-    """There is no room for the model."""
-    disk.fill()
-    ends = _ends(start, verdict, _PATIENCE)
+    """There is no room for the model, not even where an old checkpoint is removed."""
+    _fill_until_the_end(start, disk)
+    ends = _ends(start, verdict, 1.0)
     disk.free()
     if ends and start.code == 0:
         return False
