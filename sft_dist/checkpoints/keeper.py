@@ -71,18 +71,20 @@ class Keeper:
         self._say_all([f"{self.folder / name}: not written to its end, removed" for name in left])
         self._set_aside(folders.damaged_steps(self.folder) if self.place.is_leader else {})
         while True:
-            mine = folders.complete(self.folder)
-            every = self.together.every(sorted(mine))
-            steps = set(every[0]).intersection(*every[1:])
+            # One a folder looks: a listing of many files by all ranks is hard work for a file system.
+            own = set(folders.complete(self.folder)) if self.place.is_leader else None
+            every = [steps for steps in self.together.every(own) if steps is not None]
+            steps = set.intersection(*every)
             if not steps:
                 return None
             step = max(steps)
-            fault = self._content_fault(mine[step])
+            held = manifest.read(folders.path_of(self.folder, step))
+            fault = self._content_fault(held)
             # Every rank has read its share of the files.
             faults = [found for found in self.together.every(fault) if found]
             if not faults:
                 self.newest = step
-                return self._held(mine[step])
+                return self._held(held)
             self._set_aside({step: faults[0]} if self.place.is_leader else {})
 
     def _content_fault(self, held: Manifest) -> str | None:
@@ -120,7 +122,7 @@ class Keeper:
 
         One of this step that is complete already is left as it is.
         """
-        if any(self.together.every(about.step in folders.complete(self.folder))):
+        if self._is_there(about.step):
             return
         began = time.perf_counter() if began is None else began
         rank = self.together.rank
@@ -130,6 +132,13 @@ class Keeper:
         content = {name: text.encode() for name, text in files.items()}
         contents = Contents(states.pieces(), content, about)
         self._writer.save(contents, wait=wait or not self.settings.asynchronous, began=began)
+
+    def _is_there(self, step: int) -> bool:
+        """Whether the checkpoint of a step is complete in every folder."""
+        own = None
+        if self.place.is_leader:
+            own = folders.path_of(self.folder, step).is_dir() and step in folders.complete(self.folder)
+        return all(there for there in self.together.every(own) if there is not None)
 
     @property
     def in_flight(self) -> int | None:
