@@ -70,7 +70,8 @@ class Survival:
             raise Stopped(
                 f"checkpoint.max_failures: {settings.max_failures} checkpoints in a row could not be written; make "
                 f"room or bring the file system back; {self._goes_on()}",
-                agreed=True,
+                # A write that hangs would hold up an orderly end.
+                agreed=False,
             )
         return self._heard(number)
 
