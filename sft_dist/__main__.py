@@ -9,6 +9,7 @@ from sft_dist.errors import UserError
 from sft_dist.process import guarded, leave_process_group, outlive_full_logs, settle_accelerator
 from sft_dist.recipe import load_recipe
 from sft_dist.rundir import command_line
+from sft_dist.stopping import StopRequests
 
 
 def main(words: list[str]) -> int:
@@ -18,10 +19,12 @@ def main(words: list[str]) -> int:
         if not words:
             raise UserError("no recipe was given; usage: python -m sft_dist RECIPE [section.key=value ...]")
         recipe = load_recipe(words[0], words[1:])
-        settle_accelerator()
-        from sft_dist import worker
+        # From here on, for the libraries take seconds to load.
+        with StopRequests(recipe.checkpoint.signals, recipe.checkpoint.grace):
+            settle_accelerator()
+            from sft_dist import worker
 
-        worker.run(recipe, Path(words[0]), command_line())
+            worker.run(recipe, Path(words[0]), command_line())
         leave_process_group()
 
     outlive_full_logs()

@@ -61,6 +61,14 @@ class LogFile(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or not logs:
             return
         self._kept.append(json.dumps({"step": state.global_step, **logs}) + "\n")
+        self._write()
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # A run that goes on from this checkpoint does not do the steps again whose lines wait.
+        if self._kept:
+            self._write()
+
+    def _write(self) -> None:
         try:
             append(self.path, "".join(self._kept).encode())
         except OSError as error:

@@ -52,10 +52,13 @@ class Keeper:
         self.folder = folder
         self.settings = settings
         self.together = Together("training")
-        if local_rank == 0:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.together.every(None)
-        self.place = Place(folder, self.together, local_rank)
+        try:
+            if local_rank == 0:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.together.every(None)
+            self.place = Place(folder, self.together, local_rank)
+        except OSError as error:
+            raise UserError(f"output.output_dir: {folder} cannot be written: {error.strerror}; mend that") from error
         self._writer = Writer(folder, settings, self.place, Together("checkpoints"))
         self._say = say
         self.failures = 0

@@ -97,6 +97,17 @@ def test_a_signal_saves_and_stops_at_one_step_on_all_ranks(tmp_path: Path, model
     assert "Traceback" not in run.said()
 
 
+def test_a_signal_before_the_first_step_leaves_a_run_that_can_begin(tmp_path: Path, model: Path) -> None:
+    small_recipe(tmp_path, model)
+    run = Run(tmp_path, *LONG)
+    # The libraries are being loaded.
+    run.until(lambda: any("libtorch" in Path(f"/proc/{rank}/maps").read_text() for rank in run.ranks()))
+    run.process.send_signal(signal.SIGTERM)
+    assert run.ends() == 75, run.said()[-3000:]
+    assert "stopped by SIGTERM outside of the training" in run.said() and "Traceback" not in run.said()
+    assert not list((run.folder / "checkpoints").iterdir())
+
+
 def test_an_evaluation_is_left_for_a_signal_and_made_up_for(tmp_path: Path, model: Path) -> None:
     small_recipe(tmp_path, model)
     write_conversations(tmp_path / "test.jsonl", 3000, seed=1)

@@ -20,6 +20,7 @@ from sft_dist.checkpoints.keeper import Keeper
 from sft_dist.checkpoints.manifest import Manifest
 from sft_dist.checkpoints.states import PlainStates
 from sft_dist.config import CheckpointSection
+from sft_dist.errors import UserError
 
 PATIENCE = 30.0
 
@@ -364,3 +365,15 @@ def test_with_none_that_is_sound_there_is_none(three: tuple[Training, dict[int, 
     assert step is None and len(said) == 3
     assert training.names() == {f"checkpoint-{step}.damaged" for step in held}
     assert json.loads((training.folder / "checkpoint-3.damaged" / "rank-00000.json").read_text())["own"] == 3
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(UserError) as caught:
+        Keeper(tmp_path, CheckpointSection(), 0, print)
+    assert str(caught.value) == f"output.output_dir: {tmp_path} cannot be written: Read-only file system; mend that"
