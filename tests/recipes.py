@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,11 @@ def environment(folder: Path) -> dict[str, str]:
         "WANDB_MODE": "offline",
         "COLUMNS": "100",
     }
+
+
+def hear_interrupts() -> None:
+    """For a process that is started (`preexec_fn`): a shell's background jobs, and so a CI's, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def sft_dist(folder: Path, *words: str, limit: float = 240) -> subprocess.CompletedProcess[str]:

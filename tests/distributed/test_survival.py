@@ -20,7 +20,14 @@ from sft_dist.checkpoints import folder as folders
 from tests import tiny
 from tests.outcome import numbers, weights_hash
 from tests.ranks import do_runs
-from tests.recipes import environment, records, sft_dist, small_recipe, write_conversations
+from tests.recipes import (
+    environment,
+    hear_interrupts,
+    records,
+    sft_dist,
+    small_recipe,
+    write_conversations,
+)
 
 LIMIT = 120.0
 LONG = ("parallel.processes=2", "train.save_strategy=steps", "train.save_steps=5", "train.report_to=none",
@@ -40,7 +47,9 @@ class Run:
         self.log = folder / "log"
         command = [sys.executable, "-m", "launch.cli", "run", str(folder / "recipe.yaml"), *words]
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment(folder), stdout=log, stderr=log, preexec_fn=hear_interrupts
+            )
 
     def until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + LIMIT

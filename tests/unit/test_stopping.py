@@ -14,7 +14,7 @@ import pytest
 
 from sft_dist.errors import EXIT_RESUMABLE
 from sft_dist.stopping import Stopped, StopRequests
-from tests.recipes import ROOT
+from tests.recipes import ROOT, hear_interrupts
 
 PATIENCE = 60.0
 pytestmark = pytest.mark.timeout(PATIENCE)
@@ -67,6 +67,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
+            preexec_fn=hear_interrupts,
         )
         assert self._process.stdout is not None and self._process.stderr is not None
         self._out, self._err = self._process.stdout, self._process.stderr

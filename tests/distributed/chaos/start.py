@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.recipes import environment
+from tests.recipes import environment, hear_interrupts
 
 _STEP = re.compile(r"step +(\d+)/\d+  loss ")
 _GOING_ON = re.compile(r"going on from \S*/checkpoint-(\d+): step \d+")
@@ -41,6 +41,7 @@ class Start:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=hear_interrupts,
             )
         self._output = open(log, encoding="utf-8", errors="replace")  # noqa: SIM115
 
