@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_model(tmp_path_factory.mktemp("model"))
 
 
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """A run that a failed test leaves would hold up all that come after."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
 class Run:
     """A run that is going on."""
 
@@ -50,6 +64,7 @@ class Run:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment(folder), stdout=log, stderr=log, preexec_fn=hear_interrupts
             )
+        STARTED.append(self.process)
 
     def until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + LIMIT
