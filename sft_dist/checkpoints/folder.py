@@ -7,7 +7,6 @@ that was found damaged is set aside as `checkpoint-N.damaged` and never removed.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
@@ -55,13 +54,8 @@ def path_of(folder: Path, step: int) -> Path:
 
 def complete(folder: Path) -> dict[int, Manifest]:
     """The checkpoints whose files are all there in full size, by step; what is in the files is not read."""
-    found = {}
-    for step, path in _named(folder):
-        with contextlib.suppress(ValueError):
-            held = manifest.read(path)
-            if held.step == step and manifest.size_fault(path, held) is None:
-                found[step] = held
-    return found
+    found = _at_a_glance(folder)
+    return {each.step: each.manifest for each in found if each.state == "complete" and each.manifest is not None}
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -115,16 +109,11 @@ def _set_aside_earlier(path: Path, contents: bool) -> Found:
 
 def damaged_steps(folder: Path) -> dict[int, str]:
     """The checkpoints that have their name, but not all files in full size: by step, what is wrong."""
-    whole = complete(folder)
-    found = {}
-    for step, path in _named(folder):
-        if step not in whole:
-            try:
-                held = manifest.read(path)
-                found[step] = manifest.size_fault(path, held) or f"is the checkpoint of step {held.step}"
-            except ValueError as error:
-                found[step] = str(error)
-    return found
+    return {each.step: each.fault for each in _at_a_glance(folder) if each.fault is not None}
+
+
+def _at_a_glance(folder: Path) -> list[Found]:
+    return [_examined(step, path, contents=False) for step, path in _named(folder)]
 
 
 def clean(folder: Path) -> list[str]:

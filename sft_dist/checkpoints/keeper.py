@@ -179,17 +179,6 @@ class Keeper:
         self._say(f"checkpoint-{step}: not written ({fault}); {goes_on} (failure {self.failures} of {most})")
 
 
-class Deadline:
-    """Seconds that are left until a moment."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        return max(0.0, self._end - time.monotonic())
-
-
 def refuse_other_batches(held: Held, rows_per_step: int, data: str) -> None:
     """Raise :class:`UserError` where a checkpoint stands in other batches than those of this run."""
     about = held.manifest

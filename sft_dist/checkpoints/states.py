@@ -64,63 +64,20 @@ def refuse_other_shapes(own: Mapping[str, list[int]], reader: Reader) -> None:
         )
 
 
-class PlainStates:
-    """Of one process, or of DDP, where all hold the same: dealt out to be written, and each reads the whole.
+class _ParameterStates:
+    """Where the optimizer steps the model's own parameters, whole ones or the rows of them that a process holds."""
 
-    `index`: this rank's place among the `count` that write to the same folder.
-    """
-
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, index: int, count: int) -> None:
-        self._parameters = trained(model)
-        self._optimizer = optimizer
-        self._index, self._count = index, count
-
-    def pieces(self) -> list[Piece]:
-        every = []
-        for name, parameter in self._parameters:
-            every.append(Piece(name, WEIGHT, 0, parameter.data.reshape(-1)))
-            every += [
-                Piece(name, kind, 0, value.reshape(-1)) for kind, value in kinds_of(self._optimizer.state[parameter])
-            ]
-        return dealt(every, self._index, self._count)
-
-    def steps(self) -> Steps:
-        states = self._optimizer.state
-        return {name: float(states[p][STEP]) for name, p in self._parameters if STEP in states.get(p, {})}
-
-    def shapes(self) -> dict[str, list[int]]:
-        return {name: list(parameter.shape) for name, parameter in self._parameters}
-
-    def load(self, reader: Reader, steps: Mapping[str, float]) -> None:
-        refuse_other_shapes(self.shapes(), reader)
-        for name, parameter in self._parameters:
-            fill(parameter.data, reader, name, WEIGHT, 0)
-        _make_states(self._optimizer, self._parameters, reader, steps)
-        for name, parameter in self._parameters:
-            for kind, value in kinds_of(self._optimizer.state.get(parameter, {})):
-                fill(value, reader, name, kind, 0)
-
-
-class Fsdp2States:
-    """Rows of each tensor; where nodes hold the same rows and write to one folder, each writes a part of them."""
-
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:
-        self._place = place
-        fsdp2.reshard(model)
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._parameters = trained(model)
         self._optimizer = optimizer
 
-    def pieces(self) -> list[Piece]:
-        return [piece for name, parameter in self._parameters for piece in self._of(name, parameter)]
-
-    def _of(self, name: str, parameter: DTensor) -> list[Piece]:
-        mesh, start = parameter.device_mesh, _first_element(parameter)
-        own = [Piece(name, WEIGHT, start, parameter.to_local().detach().reshape(-1))]
+    def _own(self, name: str, parameter: Any) -> list[Piece]:
+        """What this process holds of a parameter and its states."""
+        start = _first_element(parameter)
+        own = [Piece(name, WEIGHT, start, _local(parameter).detach().reshape(-1))]
         for kind, value in kinds_of(self._optimizer.state[parameter]):
             own.append(Piece(name, kind, start, _local(value).reshape(-1)))
-        if mesh.ndim == 1 or len(self._place.leaders) > 1:
-            return own
-        return dealt(own, mesh.get_local_rank("replicate"), mesh["replicate"].size())
+        return own
 
     def steps(self) -> Steps:
         states = self._optimizer.state
@@ -134,16 +91,52 @@ class Fsdp2States:
         _make_states(self._optimizer, self._parameters, reader, steps)
         for name, parameter in self._parameters:
             start = _first_element(parameter)
-            fill(parameter.to_local().detach(), reader, name, WEIGHT, start)
+            fill(_local(parameter).detach(), reader, name, WEIGHT, start)
             for kind, value in kinds_of(self._optimizer.state.get(parameter, {})):
                 fill(_local(value), reader, name, kind, start)
 
 
-def _local(value: torch.Tensor) -> torch.Tensor:
+class PlainStates(_ParameterStates):
+    """Of one process, or of DDP, where all hold the same: dealt out to be written, and each reads the whole.
+
+    `index`: this rank's place among the `count` that write to the same folder.
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, index: int, count: int) -> None:
+        super().__init__(model, optimizer)
+        self._index, self._count = index, count
+
+    def pieces(self) -> list[Piece]:
+        every = [piece for name, parameter in self._parameters for piece in self._own(name, parameter)]
+        return dealt(every, self._index, self._count)
+
+
+class Fsdp2States(_ParameterStates):
+    """Rows of each tensor; where nodes hold the same rows and write to one folder, each writes a part of them."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:
+        fsdp2.reshard(model)
+        super().__init__(model, optimizer)
+        self._place = place
+
+    def pieces(self) -> list[Piece]:
+        return [piece for name, parameter in self._parameters for piece in self._written(name, parameter)]
+
+    def _written(self, name: str, parameter: DTensor) -> list[Piece]:
+        own, mesh = self._own(name, parameter), parameter.device_mesh
+        if mesh.ndim == 1 or len(self._place.leaders) > 1:
+            return own
+        return dealt(own, mesh.get_local_rank("replicate"), mesh["replicate"].size())
+
+
+def _local(value: Any) -> Any:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def _first_element(parameter: DTensor) -> int:
+def _first_element(parameter: torch.Tensor) -> int:
+    """The place of this process's first element in the whole."""
+    if not isinstance(parameter, DTensor):
+        return 0
     width = parameter.numel() // max(parameter.shape[0], 1) if parameter.dim() else 1
     return fsdp2.own_rows(parameter)[0] * width
 
