@@ -93,10 +93,12 @@ def worker_environments(
     master_port: int,
     omp_num_threads: int,
     base: Mapping[str, str],
+    node: int = 0,
+    nodes: int = 1,
 ) -> list[dict[str, str]]:
-    """One environment per process, by local rank, each `base` with the variables of the strategy on top.
+    """One environment per process of a node, by local rank, each `base` with the variables of the strategy on top.
 
-    `omp_num_threads` is what `--num_cpu_threads_per_process` is to accelerate. Raises :class:`UserError` for
+    `processes` are those of each of the `nodes`, of which this is number `node`. `omp_num_threads` is what `--num_cpu_threads_per_process` is to accelerate. Raises :class:`UserError` for
     an unknown strategy, for `single` on several processes, and for a file with settings that only accelerate
     itself understands.
     """
@@ -105,14 +107,26 @@ def worker_environments(
     common = dict(base) | {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": str(omp_num_threads)}
     kind = config["distributed_type"]
     if kind == "NO":
-        if processes != 1:
-            raise UserError(f"parallel.strategy: {strategy} is one process, not {processes}; take ddp or zero2")
+        if processes * nodes != 1:
+            raise UserError(f"parallel.strategy: {strategy} is one process, not {processes * nodes}; take ddp or zero2")
         return [common | _dynamo() | {"ACCELERATE_USE_CPU": "False"}]
     if kind == "DEEPSPEED":
         common |= _deepspeed(config.get("deepspeed_config") or {}, base)
     else:
         common |= _dynamo() | (_fsdp(config.get("fsdp_config") or {}) if kind == "FSDP" else {})
-    return [common | _torch_distributed(rank, processes, master_addr, master_port, base) for rank in range(processes)]
+    common |= {
+        "WORLD_SIZE": str(processes * nodes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "GROUP_RANK": str(node),
+        "GROUP_WORLD_SIZE": str(nodes),
+        "ROLE_NAME": "default",
+        "ROLE_WORLD_SIZE": str(processes * nodes),
+        "MASTER_ADDR": master_addr,
+        "MASTER_PORT": str(master_port),
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": base.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
+    }
+    ranks = [(str(node * processes + local), str(local)) for local in range(processes)]
+    return [common | {"RANK": rank, "LOCAL_RANK": local, "ROLE_RANK": rank} for rank, local in ranks]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -163,22 +177,3 @@ def _fsdp(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _torch_distributed(
-    rank: int, processes: int, master_addr: str, master_port: int, base: Mapping[str, str]
-) -> dict[str, str]:
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "GROUP_RANK": "0",
-        "GROUP_WORLD_SIZE": "1",
-        "ROLE_NAME": "default",
-        "ROLE_RANK": str(rank),
-        "ROLE_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": master_addr,
-        "MASTER_PORT": str(master_port),
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING": base.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
-    }
