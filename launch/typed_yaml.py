@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,15 +21,24 @@ def read_typed(file: Path, kind: type[Tree], what: str, overrides: Sequence[str]
 
     Raises :class:`UserError` with all faults, one a line.
     """
-    root, faults = _nodes(file, what)
-    for word in overrides:
-        faults += _override(root, word)
+    root, faults = read_keys(file, what, overrides)
     if not faults:
         try:
             return kind.model_validate(_plain(root))
         except ValidationError as error:
             faults = list(_faults(error, root, kind))
     raise UserError("\n".join(dict.fromkeys(fault.line(str(file)) for fault in faults)))
+
+
+def read_keys(file: Path, what: str, overrides: Sequence[str] = ()) -> tuple[Keys, list[Fault]]:
+    """The nodes of a file, which know their lines, with the overrides on top, and what is wrong with their form.
+
+    Raises :class:`UserError` for a file that cannot be read.
+    """
+    root, faults = _nodes(file, what)
+    for word in overrides:
+        faults += _override(root, word)
+    return root, faults
 
 
 def _nodes(file: Path, what: str) -> tuple[Keys, list[Fault]]:
@@ -88,7 +97,8 @@ def _faults(error: ValidationError, root: Keys, kind: type[BaseModel]) -> Iterat
 def _place(root: Keys, path: Sequence[str]) -> tuple[int, str]:
     """The line of a key, and the key as far as the file has it: pydantic's path also names members of unions."""
     node: Node = root
-    place, named = NO_LINE, []
+    place = NO_LINE
+    named: list[str] = []
     for part in path:
         if isinstance(node, Keys) and part in node.entries:
             node = node.entries[part]
@@ -105,9 +115,13 @@ def _place(root: Keys, path: Sequence[str]) -> tuple[int, str]:
 
 def _names(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     """The keys that a section has."""
-    for part in path:
+    names = iter(path)
+    for part in names:
         field = kind.model_fields.get(part)
         below = [field.annotation, *get_args(field.annotation)] if field is not None else []
+        if field is not None and get_origin(field.annotation) is dict:
+            # A name of the user's stands between.
+            next(names, None)
         section = next((one for one in below if isinstance(one, type) and issubclass(one, BaseModel)), None)
         if section is None:
             return []
