@@ -231,7 +231,7 @@ def _pipeline_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--status", action="store_true", help="show what has become of the stages, start nothing")
     sub.add_argument("--check", action="store_true", help="check all stages and say what would be done, start nothing")
     sub.add_argument(
-        "--retries", type=_count, default=0, metavar="N", help="start a stage again so often where it dies (0)"
+        "--retries", type=_count, default=0, metavar="N", help="start a stage that dies so often again (0)"
     )
     sub.add_argument("--cluster", metavar="PROFILE", help="run the stages as jobs of a cluster")
     sub.add_argument("--nodes", type=_positive, metavar="N", help="nodes of the stages that name none")

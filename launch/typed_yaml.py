@@ -13,6 +13,7 @@ from sft_dist.recipe_names import near_name
 from sft_dist.recipe_yaml import COMMAND_LINE, NO_LINE, Fault, Items, Keys, Node, read
 
 Tree = TypeVar("Tree", bound=BaseModel)
+_WORDS = {"too_short": "is empty; name at least one", "model_type": "should be keys and values"}
 _MOST_BYTES = 256 * 1024
 
 
@@ -89,6 +90,8 @@ def _faults(error: ValidationError, root: Keys, kind: type[BaseModel]) -> Iterat
             yield Fault(place, key, "no such key" + (f", did you mean {near}" if near else ""))
         elif one["type"] == "missing":
             yield Fault(place, key, "is missing; give it a value")
+        elif one["type"] in _WORDS:
+            yield Fault(place, key, _WORDS[one["type"]])
         else:
             text = one["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             yield Fault(place, key, text if one["type"] == "value_error" else f"should be {text}")

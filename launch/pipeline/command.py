@@ -33,7 +33,10 @@ def run(name: str, words: Sequence[str], wishes: Wishes) -> int:
     if wishes.status_only:
         return _show(pipeline)
     runner = runner_for(pipeline, command_line(), wishes.tries, wishes.cluster, wishes.nodes)
-    refuse_if_alive(pipeline.dir.folder)
+    try:
+        refuse_if_alive(pipeline.dir.folder)
+    except UserError as error:
+        raise UserError(str(error).replace("output.output_dir", "output_dir", 1)) from error
     decisions = state.plan(pipeline)
     checks.refuse_faults(pipeline, decisions, unverified_too=wishes.cluster is None)
     _tell(pipeline, decisions)

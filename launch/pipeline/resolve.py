@@ -52,13 +52,17 @@ class _Resolver:
         self._taken = {reference.stage for reference in every if reference.what == "output"}
 
     def add(self, name: str) -> None:
-        """Resolve a stage whose needs were added before. One that needs a faulty one has no faults of its own yet."""
-        if not set(self._needs[name]) <= set(self.stages):
-            return
+        """Resolve a stage, behind those that it needs. Of one that needs a faulty one only the recipe is looked for."""
         try:
-            self.stages[name] = self._stage(name)
+            if set(self._needs[name]) <= set(self.stages):
+                self.stages[name] = self._stage(name)
+            else:
+                self._recipe_file(name)
         except UserError as error:
-            self.faults += str(error).splitlines()
+            start = "command line: "
+            for line in str(error).splitlines():
+                # The recipe's own key, of which the command line has one for each stage.
+                self.faults.append(line.replace(start, f"{start}{name}.", 1) if line.startswith(start) else line)
 
     def refuse_shared_folders(self) -> None:
         """Note the stages whose folders are one, or lie one within the other."""
@@ -72,6 +76,7 @@ class _Resolver:
                     ending = "" if real == there else f", {folder}, lie one in the other"
                     words = f"{stage.folder} {relation} {other}{ending}; give each its own output_dir"
                     self._fault(name, "output_dir", words)
+                    break
             taken[f"stage {name}"] = stage.folder
 
     def _stage(self, name: str) -> Stage:
@@ -181,7 +186,7 @@ class _Resolver:
                 raise self._error(name, "set", f"{key}: {mend}", key)
         for word in self.written.overrides.get(name, ()):
             if word.startswith("output."):
-                raise UserError(f"command line: {name}.{word.partition('=')[0]}: {mend}")
+                raise UserError(f"command line: {word.partition('=')[0]}: {mend}")
 
     def _fault(self, name: str, key: str, text: str, *below: str) -> None:
         place = self.written.place(name, key, *below)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Protocol
 
+from launch import logtail
 from launch.pipeline import work
 from launch.pipeline.stage import Pipeline, Stage
 from sft_dist.errors import EXIT_DONE, EXIT_RESUMABLE, UserError
@@ -80,7 +81,7 @@ class LocalRunner:
         elif outcome.code != EXIT_DONE:
             self._failed[stage.name] = stage.name
             self._codes.append(outcome.code)
-            say(f"{stage.name}: failed: {outcome.reason}")
+            logtail.say([f"{logtail.PREFIX} {stage.name}: failed: {outcome.reason}"])
         return stage.name
 
     def finish(self) -> int:

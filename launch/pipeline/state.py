@@ -65,16 +65,15 @@ def decide(stage: Stage, directory: PipelineDir, stamps: Mapping[str, str | None
             f"stage {stage.name}: {stage.folder} holds a run that this pipeline did not start, of another recipe: "
             f"{other[0]}; name another output_dir under the stage, or move that run away"
         )
+    inputs = record.inputs if record else {}
+    changed = [name for name in stage.needs if stamps.get(name) is None or stamps[name] != inputs.get(name)]
+    if changed and record is None:
+        return Decision("again", f"it is not known which run of {changed[0]} it was made from")
+    if changed:
+        when = "is to run" if stamps.get(changed[0]) is None else "was run"
+        return Decision("again", f"{changed[0]} {when} again")
     if other:
         return Decision("again", other[0])
-    if stage.needs:
-        inputs = record.inputs if record else {}
-        changed = [name for name in stage.needs if stamps.get(name) is None or stamps[name] != inputs.get(name)]
-        if changed and record is None:
-            return Decision("again", f"it is not known which run of {changed[0]} it was made from")
-        if changed:
-            when = "is to run" if stamps.get(changed[0]) is None else "was run"
-            return Decision("again", f"{changed[0]} {when} again")
     if is_complete(stage):
         return Decision("done", "")
     if stage.trains and _is_trained(stage):

@@ -7,10 +7,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch import check, local, recipe_files, retries
+from launch import check, local, logtail, recipe_files, retries
 from launch.pipeline import state
 from launch.pipeline.checks import checked, prepared
 from launch.pipeline.stage import Pipeline, Stage, shown
@@ -49,16 +49,14 @@ def carry_out(stage: Stage, pipeline: Pipeline, command: Sequence[str], tries: i
         stamps = state.stamps_now(stage, pipeline)
         missing = [name for name, found in stamps.items() if found is None]
         if missing:
-            raise UserError(f"stage {stage.name}: {missing[0]} is not done; start the pipeline again")
+            raise UserError(f"{missing[0]} is not done; start the pipeline again")
         decision = state.decide(stage, pipeline.dir, stamps)
         if decision.action == "done":
             return Outcome(EXIT_DONE)
         say(told(stage, decision))
         return _carry_out(stage, pipeline, decision, {n: s for n, s in stamps.items() if s}, command, tries, say)
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"sft-dist: {line}", file=sys.stderr, flush=True)
-        return Outcome(EXIT_USER, reason=str(error).splitlines()[0])
+        return _refused(stage, error)
 
 
 def told(stage: Stage, decision: Decision) -> str:
@@ -84,25 +82,46 @@ def _carry_out(
     say: Say,
 ) -> Outcome:
     refuse_if_alive(stage.folder)
-    if decision.action != "merge":
-        check.refuse_faults(check.findings(checked(stage, decision)), unverified_too=True)
     if decision.action == "again":
+        # Before anything is changed: as long as the old run lies there, its record must tell of it.
+        _check(stage, decision)
         say(f"{stage.name}: what was there is kept as {shown(state.set_aside(stage.folder))}")
     going_on = decision.action in ("resume", "merge")
     before = state.read_record(pipeline.dir, stage.name) if going_on else None
     record = Record(inputs=stamps, started=state.now(), seconds=before.seconds if before else 0.0)
     state.write_record(pipeline.dir, stage.name, record)
     began = time.monotonic()
-    try:
-        outcome = _work(stage, pipeline, decision, command, tries)
-    except UserError as error:
-        outcome = Outcome(EXIT_USER, reason=str(error).splitlines()[0])
-        for line in str(error).splitlines():
-            print(f"sft-dist: {stage.name}: {line}", file=sys.stderr, flush=True)
+    outcome = _attempt(stage, pipeline, decision, command, tries)
     ended = {"ended": state.now(), "code": outcome.code, "stopped": outcome.stopped, "reason": outcome.reason or None}
     ended["seconds"] = record.seconds + time.monotonic() - began
     state.write_record(pipeline.dir, stage.name, record.model_copy(update=ended))
     return outcome
+
+
+def _attempt(stage: Stage, pipeline: Pipeline, decision: Decision, command: Sequence[str], tries: int) -> Outcome:
+    """Do the work; where only the user can mend it, the outcome has the line that says so."""
+    log = pipeline.dir.log(stage.name)
+    start = log.stat().st_size if log.exists() else 0
+    try:
+        if decision.action in ("begin", "resume"):
+            _check(stage, decision)
+        outcome = _work(stage, pipeline, decision, command, tries)
+    except UserError as error:
+        return _refused(stage, error)
+    if outcome.code == EXIT_USER and (said := logtail.message(log, start)):
+        return replace(outcome, reason=said[0].removeprefix(logtail.PREFIX).strip())
+    return outcome
+
+
+def _refused(stage: Stage, error: UserError) -> Outcome:
+    """The first line is the reason, which whoever runs the stage tells; there may be more."""
+    first, *more = str(error).splitlines()
+    logtail.say(f"{logtail.PREFIX} {stage.name}: {line}" for line in more)
+    return Outcome(EXIT_USER, reason=first)
+
+
+def _check(stage: Stage, decision: Decision) -> None:
+    check.refuse_faults(check.findings(checked(stage, decision)), unverified_too=True)
 
 
 def _work(stage: Stage, pipeline: Pipeline, decision: Decision, command: Sequence[str], tries: int) -> Outcome:
