@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from launch import check
 from launch.pipeline import state
@@ -24,7 +23,11 @@ def refuse_faults(pipeline: Pipeline, decisions: Mapping[str, Decision], unverif
         if decisions[name].action in ("done", "merge"):
             continue
         recipe = checked(stage, decisions[name])
-        if not Path(recipe.model.model_name_or_path).exists():
+        model_is_to_come = any(
+            str(pipeline.stages[need].output) == recipe.model.model_name_or_path and decisions[need].action != "done"
+            for need in stage.needs
+        )
+        if model_is_to_come:
             model = recipe.model.model_copy(update={"model_name_or_path": stage.stand_in})
             recipe = recipe.model_copy(update={"model": model})
         try:
