@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from launch import check, cli, recipe_files
-from launch.pipeline import spec, state, view
+from launch.pipeline import show, spec, state, view
 from launch.pipeline.__main__ import main as one_stage
 from launch.pipeline.resolve import resolve
 from launch.pipeline.runner import LocalRunner
@@ -381,14 +382,25 @@ def test_a_folder_of_a_pipeline_tells_all_that_its_file_does(
     assert [re.sub(r"\s+", " ", line).strip() for line in capsys.readouterr().out.splitlines()][2:] == [
         "sft sft ✔ done 0 s out/sft/model",
         "├─ other sft ✔ done 0 s out/other/model",
-        "└─ more sft ✘ failed 0 s exit code 1",
+        "└─ more sft ✘ failed 0 s see below",
         "└─ eval eval – skipped because more failed",
         "",
+        "more: exit code 1 (log: out/pipeline/logs/more.log)",
         "out: 2 done, 1 failed, 1 skipped",
     ]
     machine.done()
     assert cli.main(["pipeline", "out"]) == 0
     assert machine.done() == ["more goes on", "evaluation out/eval"]
+
+
+def test_in_the_graph_all_that_a_stage_needs_stands_above_it() -> None:
+    needs = {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward"), "dpo": ("sft",), "eval": ("dpo", "ppo")}
+    rows = [view.Row(name, "sft", need, "pending", "", None, "") for name, need in needs.items()]
+    console = Console(record=True, width=80)
+    show.to_terminal(Pipeline(Path("p.yaml"), Path("out"), {}), rows, console)
+    lines = console.export_text().splitlines()[3:7]
+    assert [line.split("sft ")[0].rstrip() for line in lines] == ["├─ reward", "│  └─ ppo", "└─ dpo", "   └─ eval"]
+    assert "also needs ppo" in lines[3]
 
 
 def test_one_stage_alone_is_decided_when_it_starts_as_the_job_of_a_cluster(
