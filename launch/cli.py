@@ -47,6 +47,15 @@ def _run(options: argparse.Namespace) -> int:
         return retries.run(recipe, command_line(), options.retries, local.run)
 
 
+def _submit(options: argparse.Namespace) -> int:
+    from launch import recipe_files
+    from launch.slurm import command
+    from sft_dist.recipe import load_recipe
+
+    recipe = load_recipe(recipe_files.find(options.recipe), options.overrides)
+    return command.submit_run(recipe, options.cluster, options.nodes, options.print)
+
+
 def _check(options: argparse.Namespace) -> int:
     from launch import check, recipe_files
     from sft_dist.recipe import load_recipe
@@ -180,6 +189,23 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--retries", type=_count, default=0, metavar="N", help="start again so often where it dies (0)")
 
 
+def _cluster_options(sub: argparse.ArgumentParser, required: bool) -> None:
+    sub.add_argument("--cluster", metavar="PROFILE", required=required, help="the cluster's YAML; see slurm/clusters")
+    sub.add_argument("--nodes", type=_positive, metavar="N", help="(default: as the profile says)")
+
+
+def _submit_options(sub: argparse.ArgumentParser) -> None:
+    _recipe_options(sub)
+    _cluster_options(sub, required=True)
+    sub.add_argument("--print", action="store_true", help="show the batch script and touch nothing")
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or not int(word):
+        raise argparse.ArgumentTypeError(f"{word} is no number above 0")
+    return int(word)
+
+
 def _count(word: str) -> int:
     if not word.isdigit():
         raise argparse.ArgumentTypeError(f"{word} is no number of times")
@@ -240,6 +266,7 @@ def _chat_options(sub: argparse.ArgumentParser) -> None:
 
 _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("run", _run, "train by a recipe on this machine"),
+    ("submit", _submit, "train by a recipe on a Slurm cluster"),
     ("check", _check, "find now what would fail later"),
     ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
@@ -253,6 +280,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
 )
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "run": _run_options,
+    "submit": _submit_options,
     "check": _recipe_options,
     "preview": _preview_options,
     "lengths": _lengths_options,
