@@ -79,7 +79,9 @@ def gather(
     message = ""
     if first is not None:
         log = RunDir(root).logs / f"rank{first.rank}.log"
-        message = " ".join(logtail.message(log, 0)[-1:]).removeprefix("sft-dist: ")
+        said = " ".join(logtail.message(log, 0)[-1:]).removeprefix("sft-dist: ")
+        # How the rank died is known, and in more words.
+        message = "" if said.startswith(f"rank {first.rank} ") else said
     return Facts(
         code=code,
         step=reached(RunDir(root)),
@@ -88,6 +90,7 @@ def gather(
         nodes=start.nodes,
         silent=silent,
         cancelled=at.cancelled.exists() or known.get("JobState") == "CANCELLED",
+        preempted=known.get("PreemptTime", "None") != "None",
         seconds_left=_seconds_left(known),
         spare_nodes=max(0, int(total) - submission.nodes) if total.isdigit() else 0,
         message=message,

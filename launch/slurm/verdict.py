@@ -32,6 +32,7 @@ class Facts:
     nodes: Sequence[str]
     silent: Sequence[str]
     cancelled: bool
+    preempted: bool
     seconds_left: float | None
     spare_nodes: int
     message: str = ""
@@ -58,8 +59,9 @@ def decide(facts: Facts, submission: Submission, history: Sequence[Start | End])
     if first is not None and first.code == EXIT_USER:
         return _of(first, "stop", facts.message or _told(first))
     stopped = first is not None and first.code == EXIT_RESUMABLE and any(one.stopped for one in facts.ranks)
-    limit = stopped and _at_the_limit(facts, submission)
-    reason = "time limit" if limit else "told to stop" if stopped else _failure(facts, first)
+    limit = stopped and not facts.preempted and _at_the_limit(facts, submission)
+    by_slurm = "time limit" if limit else "preempted" if facts.preempted else "told to stop"
+    reason = by_slurm if stopped else _failure(facts, first)
     # A preemption says nothing about the run; a time limit too short for one step would come for ever.
     alike = 0 if stopped and not limit else 1 + _in_a_row(history, facts.step)
     if alike >= submission.same_step:
@@ -113,7 +115,7 @@ def _in_a_row(history: Sequence[Start | End], step: int) -> int:
     """How many of the newest attempts failed or ran out of time at this step. What Slurm ended does not count."""
     count = 0
     for one in reversed([one for one in history if isinstance(one, End)]):
-        if one.reason == "told to stop":
+        if one.reason in ("told to stop", "preempted"):
             continue
         if one.step != step or one.verdict not in ("again", "requeue"):
             break
