@@ -103,11 +103,22 @@ class StopRequests:
             leave_at_once(f"{self.name}: no step ended within checkpoint.grace ({self._grace:g} s)")
 
     def _in_child(self) -> None:
-        """A process that loads data is stopped by its parent."""
+        """A process that loads data is stopped by its parent, which needs it up to the last step."""
         if self._before and threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
             for number in self._before:
-                signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+                signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+            if signal.SIGTERM in self._before and hasattr(signal, "sigwaitinfo"):
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+                threading.Thread(target=_obey, args=(os.getppid(),), name="obey-parent", daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    """End this process at a SIGTERM of its parent's. Slurm sends one to every process of a job that it takes down."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (parent, os.getpid()) and os.getppid() == parent:
+        pass
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def leave_at_once(message: str) -> None:

@@ -82,7 +82,8 @@ def to_blame(ranks: Sequence[RankRecord]) -> RankRecord | None:
     def order(one: RankRecord) -> tuple[int, str, int]:
         code = one.code or 0
         own = code not in _KILLED_BY_SLURM or not one.stopped
-        plain = 0 if code in (EXIT_USER, EXIT_RESUMABLE) or not own else -1
+        # What the user has to mend would come again, whatever else went wrong.
+        plain = 0 if code == EXIT_USER else 2 if code == EXIT_RESUMABLE or not own else 1
         return plain, one.ended or "", one.rank
 
     return min(failed, key=order, default=None)
