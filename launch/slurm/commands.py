@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sft_dist.errors import UserError
 
@@ -29,9 +29,10 @@ class SlurmDown(UserError):
     """Slurm is not there, or does not answer."""
 
 
-def ask(words: Sequence[str], timeout_s: float = _SECONDS) -> str:
+def ask(words: Sequence[str], timeout_s: float = _SECONDS, environment: Mapping[str, str] | None = None) -> str:
     """What a command of Slurm's prints. Its children hear no signals that this process ignores.
 
+    `environment` goes over that of this process.
     Raises :class:`SlurmDown` where there is no Slurm or it does not answer in time, :class:`SlurmRefused` for a no.
     """
     command = words[0]
@@ -45,7 +46,7 @@ def ask(words: Sequence[str], timeout_s: float = _SECONDS) -> str:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env=os.environ | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},
+            env={**os.environ, **(environment or {}), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},
             start_new_session=True,
         )
         answer, complaint = asked.communicate(timeout=timeout_s)
