@@ -14,6 +14,7 @@ _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", 
 LACKING = {
     "needs CUDA": shutil.which("nvidia-smi") is None,
     "needs Slurm": any(shutil.which(name, path=_PATH) is None for name in ("munged", "slurmctld", "slurmd", "sbatch")),
+    "needs a Python that other users can run": os.getuid() == 0,
     "needs flash-attn": importlib.util.find_spec("flash_attn") is None,
 }
 

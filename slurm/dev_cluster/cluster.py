@@ -39,6 +39,7 @@ class DevCluster:
         self._folder: Path | None = None
         self._keeper: KeeperClient | None = None
         self._programs: dict[str, str] = {}
+        self._ports: list[int] = []
 
     @property
     def folder(self) -> Path:
@@ -72,13 +73,13 @@ class DevCluster:
         if self._given is None:
             self._folder = Path(tempfile.mkdtemp(prefix="sft-dist-slurm-"))
         else:
+            files.refuse_folder(self._given)
             self._folder = self._given
             _make(self._folder)
         try:
-            files.refuse_folder(self._folder)
             self._keeper = KeeperClient(self._folder, [EVERYTHING] if self._given is None else files.NAMES)
-            ports = files.free_ports(1 + self.shape.nodes)
-            files.write(self._folder, self.shape, ports, programs.version(self._programs["slurmd"]))
+            self._ports = files.free_ports(1 + self.shape.nodes)
+            files.write(self._folder, self.shape, self._ports, programs.version(self._programs["slurmd"]))
             self._start_daemons()
         except BaseException as error:
             self.stop()
@@ -120,13 +121,21 @@ class DevCluster:
         """SIGKILL to a node's daemon; the processes of jobs on it live on."""
         self._client().ask("kill", name=self._known(node))
 
-    def kill_node(self, node: str) -> None:
-        """A node whose power fails: its daemon and all processes of jobs on it die at once."""
+    def kill_node(self, node: str, noticed: bool = True) -> None:
+        """A node whose power fails: its daemon and all processes of jobs on it die at once.
+
+        Slurm finds that after about 17 s. With `noticed` it is told at once, so that nobody has to wait.
+        """
         self._client().ask("kill_node", node=self._known(node))
+        if noticed:
+            self.run(["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed"])
 
     def start_slurmd(self, node: str) -> None:
-        """Start a node's daemon and wait until Slurm takes the node for alive."""
+        """Start a node's daemon and wait until it can be reached and Slurm takes the node for alive."""
         self._start_slurmd(self._known(node))
+        # Slurm may not have missed it yet.
+        port = self._ports[1 + self.nodes.index(node)]
+        self._until(lambda: files.is_listened_on(port), node)
         self.wait_for_nodes(_UP_SECONDS, [node])
 
     def kill_controller(self) -> None:

@@ -44,15 +44,19 @@ class Shape:
 
 
 def refuse_folder(folder: Path) -> None:
-    """Raise :class:`UserError` where Slurm could not work in `folder`."""
+    """Raise :class:`UserError` where Slurm could not work in `folder`, or would write over what is not a cluster's."""
     if len(os.fsencode(folder)) > _LONGEST:
         raise UserError(
-            f"--folder: {folder} is longer than {_LONGEST} bytes, too long for a socket; name a shorter one"
+            f"--folder: {folder} is too long for the path of a socket; name one of {_LONGEST} bytes at most"
         )
     if not all(letter.isalnum() or letter in "/._+-" for letter in str(folder)):
         raise UserError(
             f"--folder: {folder} has letters that have a meaning in slurm.conf; name one of letters, digits and . _ + -"
         )
+    # A cluster whose keeper was killed has left everything, its lock as well.
+    there = [name for name in NAMES if os.path.lexists(folder / name)]
+    if there and NAMES[-1] not in there:
+        raise UserError(f"--folder: {folder} has {there[0]} already, which is no dev-cluster's; name an empty folder")
 
 
 def write(folder: Path, shape: Shape, ports: Sequence[int], version: tuple[int, int]) -> None:
@@ -107,8 +111,9 @@ PriorityType=priority/basic
 MpiDefault=none
 ReturnToService=2
 
-# Everything soon: a dead node is found after 10 s, jobs are looked at every second.
+# Everything soon: a dead node is found after 17 s, jobs are looked at every second.
 SlurmdTimeout=10
+MessageTimeout=5
 SlurmctldTimeout=10
 KillWait=5
 InactiveLimit=0
@@ -168,6 +173,13 @@ def _private(path: Path, contents: bytes) -> None:
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(contents)
+
+
+def is_listened_on(port: int) -> bool:
+    """Whether a process listens on a port of this machine, found without a connection that it would wonder about."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    # The second field is ADDRESS:PORT in hexadecimal, the fourth 0A for a socket that listens.
+    return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines)
 
 
 def free_ports(count: int) -> list[int]:
