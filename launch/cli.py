@@ -135,6 +135,14 @@ def _verify(options: argparse.Namespace) -> int:
     )
 
 
+def _dev_cluster(options: argparse.Namespace) -> int:
+    from launch import dev_cluster
+
+    if options.action == "up":
+        return dev_cluster.up(options.nodes, options.gpus, options.cpus, options.folder, options.foreground)
+    return {"down": dev_cluster.down, "status": dev_cluster.status}[options.action](options.folder)
+
+
 def _recipes(_: argparse.Namespace) -> int:
     from launch import recipe_files
 
@@ -264,6 +272,24 @@ def _chat_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
 
 
+def _dev_cluster_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("action", choices=("up", "down", "status"), help="start one, end it, show how it is")
+    sub.add_argument("--nodes", type=_within(1, 64), default=4, help="how many nodes to start (4)")
+    sub.add_argument("--gpus", type=_within(0, 64), default=2, help="pretended GPUs of each node (2)")
+    sub.add_argument("--cpus", type=_within(1, 1024), help="processors of each node (4, or one per GPU)")
+    sub.add_argument("--folder", metavar="DIR", help="where everything lies (one per user, in the temporary folder)")
+    sub.add_argument("--foreground", action="store_true", help="stay, and end it at Ctrl-C or when this dies")
+
+
+def _within(low: int, high: int) -> Callable[[str], int]:
+    def number(word: str) -> int:
+        if not word.isdecimal() or not low <= int(word) <= high:
+            raise argparse.ArgumentTypeError(f"{word} is no number from {low} to {high}")
+        return int(word)
+
+    return number
+
+
 _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("run", _run, "train by a recipe on this machine"),
     ("submit", _submit, "train by a recipe on a Slurm cluster"),
@@ -275,6 +301,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
     ("export", _export, "write what a training left as a plain model directory"),
     ("chat", _chat, "talk to a model in the terminal"),
+    ("dev-cluster", _dev_cluster, "a real Slurm of several nodes on this machine, to try things out on"),
     ("recipes", _recipes, "list the packaged recipes"),
     ("schema", _schema, "print the JSON Schema of recipes, for editors"),
 )
@@ -289,6 +316,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "checkpoints": _checkpoints_options,
     "export": _export_options,
     "chat": _chat_options,
+    "dev-cluster": _dev_cluster_options,
 }
 
 if __name__ == "__main__":

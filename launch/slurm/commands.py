@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sft_dist.errors import UserError
 
@@ -29,9 +29,12 @@ class SlurmDown(UserError):
     """Slurm is not there, or does not answer."""
 
 
-def ask(words: Sequence[str], timeout_s: float = _SECONDS, text: str = "") -> str:
+def ask(
+    words: Sequence[str], timeout_s: float = _SECONDS, *, text: str = "", environment: Mapping[str, str] | None = None
+) -> str:
     """What a command of Slurm's prints that is given `text` to read.
 
+    `environment` goes over that of this process.
     Raises :class:`SlurmDown` where there is no Slurm or it does not answer in time, :class:`SlurmRefused` for a no.
     """
     command = words[0]
@@ -45,7 +48,7 @@ def ask(words: Sequence[str], timeout_s: float = _SECONDS, text: str = "") -> st
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env=os.environ | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},
+            env={**os.environ, **(environment or {}), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},
             start_new_session=True,
         )
         answer, complaint = asked.communicate(text, timeout=timeout_s)
