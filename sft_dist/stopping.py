@@ -36,12 +36,14 @@ class StopRequests:
 
     Outside of the training, where there is nothing to save, a signal raises :class:`Stopped`. Within it the signal is
     only noted. `grace` seconds after the first one the process ends in any case, with the code for a run that can go
-    on. A second SIGINT ends it at once.
+    on. A second SIGINT ends it at once. `to_the_end`: after a stop nothing is heard any more, for Slurm and a launcher
+    may both send what ends the run, and the later one must not make another exit code of it.
     """
 
-    def __init__(self, names: Sequence[str], grace: float) -> None:
+    def __init__(self, names: Sequence[str], grace: float, to_the_end: bool = False) -> None:
         self._numbers = [signal.Signals[name] for name in names]
         self._grace = grace
+        self._to_the_end = to_the_end
         self.number = 0
         self._at = 0.0
         self.within_training = False
@@ -55,10 +57,11 @@ class StopRequests:
         threading.Thread(target=self._listen, name="stop-requests", daemon=True).start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         signal.set_wakeup_fd(self._wakeup)
+        deaf = self._to_the_end and kind is not None and issubclass(kind, Stopped)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if deaf else handler)
         self._before = {}
         # The end of the pipe ends the thread.
         os.close(self._write)

@@ -124,11 +124,9 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
     tasks = [Task(one.root.absolute()) for one in jobs]
     before = os.umask(0o077)
     try:
-        if len(jobs) == 1:
-            queued = [executor.submit(tasks[0])]
-        else:
-            executor.update_parameters(array_parallelism=at_once)
-            queued = executor.map_array(lambda task: task(), tasks)
+        executor.update_parameters(array_parallelism=at_once)
+        with executor.batch():
+            queued = [executor.submit(task) for task in tasks]
     except Exception as error:
         raise _refused(error) from error
     finally:

@@ -15,6 +15,8 @@ _WORTH_SECONDS = 300.0
 # Slurm sends the signal that comes before the time limit up to a minute early.
 _EARLY_SECONDS = 90.0
 _KILLED_BY_SLURM = (-signal.SIGKILL, -signal.SIGTERM)
+# Of a worker that was told to stop before it could listen.
+_BY_SIGNAL = (-signal.SIGTERM, -signal.SIGUSR2, -signal.SIGUSR1, -signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def decide(facts: Facts, submission: Submission, history: Sequence[Start | End])
     first = to_blame(facts.ranks)
     if first is not None and first.code == EXIT_USER:
         return _of(first, "stop", facts.message or _told(first))
-    stopped = first is not None and first.code == EXIT_RESUMABLE and any(one.stopped for one in facts.ranks)
+    stopped = first is not None and first.stopped and first.code in (EXIT_RESUMABLE, *_BY_SIGNAL)
     limit = stopped and not facts.preempted and _at_the_limit(facts, submission)
     by_slurm = "time limit" if limit else "preempted" if facts.preempted else "told to stop"
     reason = by_slurm if stopped else _failure(facts, first)
@@ -127,7 +129,8 @@ def _in_a_row(history: Sequence[Start | End], step: int) -> int:
 def _after_failure(
     facts: Facts, submission: Submission, history: Sequence[Start | End], first: RankRecord | None, reason: str
 ) -> Verdict:
-    node = first.node if first is not None and first.code not in (EXIT_BUG, EXIT_RESUMABLE) else None
+    died = first is not None and first.code not in (EXIT_BUG, EXIT_RESUMABLE) and not first.stopped
+    node = first.node if first is not None and died else None
     suspects = list(facts.silent) or ([node] if node is not None and node in _failed_before(history) else [])
     enough_time = facts.seconds_left is None or facts.seconds_left > submission.signal_seconds + _WORTH_SECONDS
     if submission.in_place and not suspects and enough_time:

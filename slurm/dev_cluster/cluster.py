@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +21,7 @@ from slurm.dev_cluster.keeper import CLUSTER_VARIABLE, EVERYTHING, NODE_VARIABLE
 
 _UP_SECONDS = 30.0
 _POLL_SECONDS = 0.05
+_CREDENTIAL_SECONDS = 2
 
 
 class DevCluster:
@@ -170,9 +172,15 @@ class DevCluster:
         return job["JobState"]
 
     def begin_now(self, job_id: str | int) -> None:
-        """Let a requeued job start without the wait that Slurm puts before it; nothing where it does not wait."""
-        with contextlib.suppress(SlurmRefused):
-            self.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"])
+        """Let a requeued job start without the two minutes that Slurm puts before it; nothing where it does not wait.
+
+        Not at once: a node refuses the credential of a job that was ended on it in the same second.
+        """
+        job = self._job_or_nothing(job_id)
+        with contextlib.suppress(KeyError, ValueError, SlurmRefused):
+            waits = datetime.fromisoformat(job["EligibleTime"]).timestamp() - time.time()
+            if job["JobState"] == "PENDING" and waits > 2 * _CREDENTIAL_SECONDS:
+                self.run(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{_CREDENTIAL_SECONDS}"])
 
     def wait_for_nodes(self, timeout_s: float = _UP_SECONDS, nodes: Collection[str] | None = None) -> None:
         """Wait until nodes (all, unless given) answer and can be used. Raises :class:`UserError` with what they are."""

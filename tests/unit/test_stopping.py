@@ -284,7 +284,7 @@ requests.within_training = True
 os.kill(os.getpid(), signal.SIGTERM)
 timers = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
 listeners = [each for each in threading.enumerate() if each.name == "stop-requests"]
-requests.__exit__()
+requests.__exit__(None)
 for each in timers + listeners:
     each.join()
 print(len(timers) > 0, len(listeners), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
