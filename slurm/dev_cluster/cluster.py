@@ -77,6 +77,7 @@ class DevCluster:
             self._folder = self._given
             _make(self._folder)
         try:
+            files.refuse_folder(self._folder)
             self._keeper = KeeperClient(self._folder, [EVERYTHING] if self._given is None else files.NAMES)
             self._ports = files.free_ports(1 + self.shape.nodes)
             files.write(self._folder, self.shape, self._ports, programs.version(self._programs["slurmd"]))
