@@ -79,6 +79,7 @@ class DevCluster:
             self._folder = self._given
             _make(self._folder)
         try:
+            files.refuse_folder(self._folder)
             self._keeper = KeeperClient(self._folder, [EVERYTHING] if self._given is None else files.NAMES)
             self._ports = files.free_ports(1 + self.shape.nodes)
             files.write(self._folder, self.shape, self._ports, programs.version(self._programs["slurmd"]))
@@ -126,11 +127,15 @@ class DevCluster:
     def kill_node(self, node: str, noticed: bool = True) -> None:
         """A node whose power fails: its daemon and all processes of jobs on it die at once.
 
-        Slurm finds that after about 17 s. With `noticed` it is told at once, so that nobody has to wait.
+        Slurm finds that after about 17 s, if `srun` in a job's script does not before and the job fails. With `noticed`
+        it is told at the same moment: the node is DOWN and drained, its jobs are requeued, all before this returns.
         """
-        self._client().ask("kill_node", node=self._known(node))
         if noticed:
-            self.run(["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed"])
+            # Were it dead first, srun could be quicker. An answer that is still on its way would have the node back.
+            self._client().ask("freeze_node", node=self._known(node))
+            for state in ("DRAIN", "DOWN"):
+                self.run(["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=killed"])
+        self._client().ask("kill_node", node=self._known(node))
 
     def start_slurmd(self, node: str) -> None:
         """Start a node's daemon and wait until it can be reached and Slurm takes the node for alive."""
@@ -138,6 +143,8 @@ class DevCluster:
         # Slurm may not have missed it yet.
         port = self._ports[1 + self.nodes.index(node)]
         self._until(lambda: files.is_listened_on(port), node)
+        if self.node_states().get(node, "").startswith("dr"):
+            self.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"])
         self.wait_for_nodes(_UP_SECONDS, [node])
 
     def kill_controller(self) -> None:
