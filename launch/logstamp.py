@@ -1,5 +1,7 @@
-import os, sys, signal, time
-from datetime import datetime, UTC
+import os
+import signal
+import sys
+from datetime import UTC, datetime
 
 for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
     signal.signal(n, signal.SIG_IGN)

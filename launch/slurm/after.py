@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from launch.slurm.records import (
     read_ranks,
     read_submission,
 )
-from launch.slurm.script import AGAIN
+from launch.slurm.script import AGAIN, FAILED
 from launch.slurm.verdict import Facts, Verdict, decide, to_blame
 from sft_dist.checkpoints import folder as folders
 from sft_dist.errors import EXIT_DONE, UserError
@@ -39,10 +40,11 @@ from sft_dist.rundir import RunDir
 _TRIES, _PAUSE_SECONDS = 10, 6.0
 _HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _TAIL_BYTES = 1 << 16
+_CODES = {"again": AGAIN, "requeue": EXIT_DONE, "stop": EXIT_DONE, "done": EXIT_DONE}
 
 
 def main(words: list[str]) -> int:
-    """Returns 4 where the script is to run once more, else 0."""
+    """Returns 4 where the script is to run once more, 5 where it failed though all ranks ended well, else 0."""
     # Slurm signals every process of a job that it takes down, and this one has to come to its end, as have the
     # commands that it asks, which inherit this.
     for number in _HEARD:
@@ -57,10 +59,18 @@ def main(words: list[str]) -> int:
     start = next(one for one in reversed(history) if isinstance(one, Start))
     facts = gather(root, at, job, restart, code, start, submission, os.environ)
     verdict = decide(facts, submission, history)
+    if verdict.outcome == "done" and submission.hook:
+        verdict = _finish(submission, verdict)
     _note(at, job, restart, facts, verdict)
     if verdict.outcome == "requeue":
         _requeue(at, job, restart, facts, verdict)
-    return AGAIN if verdict.outcome == "again" else EXIT_DONE
+    return FAILED if verdict.outcome == "stop" and code == EXIT_DONE else _CODES[verdict.outcome]
+
+
+def _finish(submission: Submission, verdict: Verdict) -> Verdict:
+    """What is still to be done on one node, such as merging an adapter, before the job counts as done."""
+    code = subprocess.run([*submission.hook, "end"], check=False).returncode
+    return verdict if code == EXIT_DONE else Verdict("stop", f"what follows the training ended with exit code {code}")
 
 
 def gather(

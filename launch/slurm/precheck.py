@@ -91,7 +91,7 @@ def _limits(profile: Profile, cluster: str, partition: dict[str, str], place: Pl
     name = partition.get("PartitionName", "")
     most = [int(word) for key in ("MaxNodes", "TotalNodes") if (word := partition.get(key, "")).isdigit()]
     if most and place.nodes > min(most):
-        yield f"--nodes: {place.nodes} is more than the {min(most)} that a job gets in the partition {name}; ask for fewer"
+        yield f"--nodes: {place.nodes} is more than the {min(most)} that a job gets in partition {name}; ask for fewer"
     longest = minutes(partition.get("MaxTime", ""))
     if longest is not None and profile.time_minutes > longest:
         yield (
@@ -153,4 +153,4 @@ def _shared(recipe: Recipe, profile: Profile, cluster: str) -> Iterator[str]:
             asked.append((key, name))
     for key, name in asked:
         if not Path(name).expanduser().resolve().is_relative_to(shared):
-            yield f"{key}: {name} is not in {shared}, the shared_folder of {cluster}: nodes cannot see it; move it there"
+            yield f"{key}: {name} is not in {shared} (shared_folder of {cluster}): the nodes cannot see it; move it"

@@ -24,6 +24,7 @@ from sft_dist.errors import UserError
 # Exit codes of `launch.slurm.before` and `launch.slurm.after` that the script acts on.
 NOTHING_TO_DO = 3
 AGAIN = 4
+FAILED = 5
 # What the script hands to the tasks: `ADDRESS PORT ATTEMPT`.
 RENDEZVOUS = "SFT_DIST_RENDEZVOUS"
 
@@ -112,8 +113,9 @@ def _teardown(at: SlurmDir) -> list[str]:
     return [
         "code=$?",
         f'{_module("launch.slurm.after", at)} "$code" "${RENDEZVOUS}"',
-        f'[ $? = {AGAIN} ] && exec bash "$0"',
+        f'case $? in {AGAIN}) exec bash "$0";; {FAILED}) exit 1;; esac',
         'exit "$code"',
+        "",
     ]
 
 

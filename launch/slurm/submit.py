@@ -25,13 +25,17 @@ from sft_dist.runlock import RunLock
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is ready to be submitted. `cluster` is the name of the profile's file."""
+    """A run that is ready to be submitted. `cluster` is the name of the profile's file, `after` are jobs that must be
+    done first; for the others see :class:`launch.slurm.records.Submission`."""
 
     recipe: Recipe
     profile: Profile
     cluster: str
     place: Place
     after: Sequence[str] = ()
+    module: Sequence[str] = ()
+    result: Path | None = None
+    hook: Sequence[str] = ()
 
     @property
     def root(self) -> Path:
@@ -62,6 +66,9 @@ class Job:
             same_step=requeue.same_step,
             in_place=requeue.in_place,
             signal_seconds=profile.signal_seconds,
+            module=list(self.module),
+            result=str(self.result) if self.result else None,
+            hook=list(self.hook),
         )
 
 

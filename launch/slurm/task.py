@@ -16,9 +16,8 @@ from launch.environment import worker_environments
 from launch.local import base_environment
 from launch.processes import Rank, run_to_end
 from launch.slurm.before import job_name
-from launch.slurm.records import RankRecord, SlurmDir, now, read_submission, write_rank
+from launch.slurm.records import RankRecord, SlurmDir, Submission, now, read_submission, write_rank
 from launch.slurm.script import RENDEZVOUS
-from sft_dist.config import Recipe
 from sft_dist.errors import EXIT_RESUMABLE, UserError
 from sft_dist.recipe import load_recipe
 from sft_dist.rundir import RunDir
@@ -92,7 +91,9 @@ def run(root: Path, place: Place) -> int:
     log_to(run_dir.logs / f"rank{place.rank}.log")
     record = RankRecord(rank=place.rank, node=place.name, started=now())
     write_rank(at, place.job, place.restart, record)
-    recipe = load_recipe(run_dir.recipe)
+    recipe, submission = load_recipe(run_dir.recipe), read_submission(at)
+    if submission is None:
+        raise UserError(f"{at.submission}: cannot be read; submit the run again with `sft-dist resume`")
     with ExitStack() as ending:
         if place.rank == 0:
             try:
@@ -101,7 +102,7 @@ def run(root: Path, place: Place) -> int:
                 print(f"sft-dist: {error}", file=sys.stderr, flush=True)
                 return _ended(at, place, record, EXIT_RESUMABLE, False)
         end = run_to_end(
-            [Rank(place.rank, command(run_dir), environment(at, place, recipe, os.environ))],
+            [Rank(place.rank, command(run_dir, submission), environment(submission, place, os.environ))],
             grace_seconds=recipe.checkpoint.grace + _MARGIN_SECONDS,
             stop_signals=[signal.Signals[name] for name in recipe.checkpoint.signals],
         )
@@ -115,16 +116,13 @@ def _ended(at: SlurmDir, place: Place, record: RankRecord, code: int, stopped: b
     return code
 
 
-def command(run: RunDir) -> list[str]:
+def command(run: RunDir, submission: Submission) -> list[str]:
     """The worker: unbuffered, so that a log is whole up to the moment its process is killed."""
-    return [sys.executable, "-u", "-m", "sft_dist", str(run.recipe)]
+    return [sys.executable, "-u", "-m", *(submission.module or ["sft_dist", str(run.recipe)])]
 
 
-def environment(at: SlurmDir, place: Place, recipe: Recipe, given: Mapping[str, str]) -> dict[str, str]:
+def environment(submission: Submission, place: Place, given: Mapping[str, str]) -> dict[str, str]:
     """The environment of the worker. Raises :class:`UserError`."""
-    submission = read_submission(at)
-    if submission is None:
-        raise UserError(f"{at.submission}: cannot be read; submit the run again with `sft-dist resume`")
     base = base_environment({name: word for name, word in given.items() if not name.startswith(_OWN)})
     threads = given.get("OMP_NUM_THREADS", "")
     return worker_environments(
