@@ -53,7 +53,7 @@ def _submit(options: argparse.Namespace) -> int:
     from sft_dist.recipe import load_recipe
 
     recipe = load_recipe(recipe_files.find(options.recipe), options.overrides)
-    return command.submit_run(recipe, options.cluster, options.nodes, options.print)
+    return command.submit_run(recipe, options.cluster, options.nodes, options.print, options.probe)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -206,6 +206,9 @@ def _submit_options(sub: argparse.ArgumentParser) -> None:
     _recipe_options(sub)
     _cluster_options(sub, required=True)
     sub.add_argument("--print", action="store_true", help="show the batch script and touch nothing")
+    sub.add_argument(
+        "--probe", action="store_true", help="first look at the nodes and their links by a job of a minute"
+    )
 
 
 def _positive(word: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from launch.slurm import script, submit
+from launch.slurm import probing, script, submit
 from launch.slurm.commands import SlurmRefused, ask
 from launch.slurm.profile import read_profile
 from launch.slurm.records import SlurmDir, read_submission
@@ -16,7 +16,7 @@ from sft_dist.recipe import load_recipe
 from sft_dist.rundir import RunDir, command_line, write_text
 
 
-def submit_run(recipe: Recipe, cluster: str, nodes: int | None, only_print: bool) -> int:
+def submit_run(recipe: Recipe, cluster: str, nodes: int | None, only_print: bool, probe_first: bool) -> int:
     """Submit a run, or show its script. Returns the exit code. Raises :class:`UserError`."""
     asked = submit.job(recipe, read_profile(Path(cluster)), cluster, nodes)
     if only_print:
@@ -24,7 +24,7 @@ def submit_run(recipe: Recipe, cluster: str, nodes: int | None, only_print: bool
         asked.place.strategy(recipe)
         print(script.text(asked.executor()), end="")
         return EXIT_DONE
-    return _queue(asked)
+    return _queue(asked, probe_first)
 
 
 def resume(name: str, cluster: str | None, nodes: int | None) -> int:
@@ -57,9 +57,11 @@ def cancel(name: str) -> int:
     return EXIT_DONE
 
 
-def _queue(asked: Job) -> int:
+def _queue(asked: Job, probe_first: bool = False) -> int:
     for line in submit.check(asked):
         print("ok ", line, flush=True)
+    if probe_first:
+        print(*probing.probe(asked), sep="\n", flush=True)
     submission = submit.submit(asked, command_line())
     print(f"job {submission.job_id} is queued: {asked.place.nodes} x {asked.place.processes} processes under "
           f"{submission.strategy}; sft-dist status {asked.root}; sft-dist logs {asked.root} --follow")  # fmt: skip

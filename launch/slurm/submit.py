@@ -36,6 +36,7 @@ class Job:
     module: Sequence[str] = ()
     result: Path | None = None
     hook: Sequence[str] = ()
+    probes: bool = False
 
     @property
     def root(self) -> Path:
@@ -43,7 +44,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"sft-dist:{self.root.name}"
+        return f"sft-dist:{self.root.name}" + f" of {self.root.parent.parent.name}" * self.probes
 
     def executor(self) -> Any:
         """submitit's executor. Raises :class:`UserError` where there is no Slurm here."""
