@@ -56,6 +56,18 @@ def _submit(options: argparse.Namespace) -> int:
     return command.submit_run(recipe, options.cluster, options.nodes, options.print, options.probe)
 
 
+def _resume(options: argparse.Namespace) -> int:
+    from launch.slurm import command
+
+    return command.resume(options.run, options.cluster, options.nodes)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from launch.slurm import command
+
+    return command.cancel(options.run)
+
+
 def _check(options: argparse.Namespace) -> int:
     from launch import check, recipe_files
     from sft_dist.recipe import load_recipe
@@ -211,6 +223,15 @@ def _submit_options(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _resume_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run's folder")
+    _cluster_options(sub, required=False)
+
+
+def _cancel_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run's folder")
+
+
 def _positive(word: str) -> int:
     if not word.isdigit() or not int(word):
         raise argparse.ArgumentTypeError(f"{word} is no number above 0")
@@ -296,6 +317,8 @@ def _within(low: int, high: int) -> Callable[[str], int]:
 _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("run", _run, "train by a recipe on this machine"),
     ("submit", _submit, "train by a recipe on a Slurm cluster"),
+    ("resume", _resume, "submit a run on Slurm again, from its newest checkpoint"),
+    ("cancel", _cancel, "end a run on Slurm; it can go on later"),
     ("check", _check, "find now what would fail later"),
     ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
@@ -311,6 +334,8 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "run": _run_options,
     "submit": _submit_options,
+    "resume": _resume_options,
+    "cancel": _cancel_options,
     "check": _recipe_options,
     "preview": _preview_options,
     "lengths": _lengths_options,

@@ -1,4 +1,4 @@
-"""The matrix: OPT in small under every strategy, Llama in every case under one of each kind, have one process's numbers.
+"""The matrix: OPT under every strategy, Llama in every case under one of each kind, have one process's numbers.
 
 `sft-dist verify` without words is the whole of it: all three under all of them.
 """
