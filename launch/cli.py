@@ -89,6 +89,14 @@ def _checkpoints(options: argparse.Namespace) -> int:
     return checkpoints.show(options.run, contents=not options.quick, as_json=options.json)
 
 
+def _logs(options: argparse.Namespace) -> int:
+    from launch.logs import command
+
+    return command.show(
+        options.run, ranks=options.rank, follow=options.follow, since_text=options.since, lines=options.lines
+    )
+
+
 def _export(options: argparse.Namespace) -> int:
     words = ["--output", options.output, "--max-shard-size", options.max_shard_size]
     words += ["--dtype", options.dtype] if options.dtype else []
@@ -222,6 +230,14 @@ def _checkpoints_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print the same as JSON")
 
 
+def _logs_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run's folder")
+    sub.add_argument("--rank", action="append", default=[], metavar="R", help="only these: 3, 0-7; may be repeated")
+    sub.add_argument("--follow", action="store_true", help="go on with what comes, until the run is over")
+    sub.add_argument("--since", metavar="TIME", help="90s, 10m, 2h, 1d ago, or a time such as 2026-11-25T17:01")
+    sub.add_argument("--lines", metavar="N", help="the last so many, or all (100; all with --since)")
+
+
 def _export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("source", metavar="SOURCE", help="a run's folder, a checkpoint, a model or an adapter directory")
     sub.add_argument("--output", metavar="DIR", required=True, help="a folder that does not exist yet")
@@ -246,6 +262,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("verify", _verify, "prove that no strategy changes a number: a model in small, trained under each"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
+    ("logs", _logs, "show the first error and the logs of all ranks as one"),
     ("export", _export, "write what a training left as a plain model directory"),
     ("chat", _chat, "talk to a model in the terminal"),
     ("recipes", _recipes, "list the packaged recipes"),
@@ -259,6 +276,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "verify": _verify_options,
     "eval": _eval_options,
     "checkpoints": _checkpoints_options,
+    "logs": _logs_options,
     "export": _export_options,
     "chat": _chat_options,
 }
