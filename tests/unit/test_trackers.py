@@ -6,9 +6,9 @@ import contextlib
 import json
 import os
 import resource
-import time
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
