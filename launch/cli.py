@@ -89,6 +89,12 @@ def _checkpoints(options: argparse.Namespace) -> int:
     return checkpoints.show(options.run, contents=not options.quick, as_json=options.json)
 
 
+def _status(options: argparse.Namespace) -> int:
+    from launch.status import command
+
+    return command.show(options.run, as_json=options.json, forget=options.forget)
+
+
 def _logs(options: argparse.Namespace) -> int:
     from launch.logs import command
 
@@ -230,6 +236,12 @@ def _checkpoints_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print the same as JSON")
 
 
+def _status_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", nargs="?", help="a run's folder (default: all of your runs on Slurm)")
+    sub.add_argument("--json", action="store_true", help="print the same as JSON")
+    sub.add_argument("--forget", action="store_true", help="forget the runs whose folders are gone")
+
+
 def _logs_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", metavar="RUN", help="a run's folder")
     sub.add_argument("--rank", action="append", default=[], metavar="R", help="only these: 3, 0-7; may be repeated")
@@ -262,6 +274,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("verify", _verify, "prove that no strategy changes a number: a model in small, trained under each"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
+    ("status", _status, "show what a run is doing, or all of your runs on Slurm"),
     ("logs", _logs, "show the first error and the logs of all ranks as one"),
     ("export", _export, "write what a training left as a plain model directory"),
     ("chat", _chat, "talk to a model in the terminal"),
@@ -276,6 +289,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "verify": _verify_options,
     "eval": _eval_options,
     "checkpoints": _checkpoints_options,
+    "status": _status_options,
     "logs": _logs_options,
     "export": _export_options,
     "chat": _chat_options,
