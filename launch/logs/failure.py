@@ -14,6 +14,10 @@ from launch.slurm.records import End, RankRecord, SlurmDir, Start, read_attempts
 from sft_dist.rundir import RunDir
 
 _LINES = 20
+# Kinds of endings, the first to blame first: 0 a death of its own, 1 one that the rank has said itself, 3 a death that
+# the launcher brought.
+_LOST_PEER = 2
+_SILENT = "left no word of its end: its node was lost, or it was killed with all that watched it"
 # A dying rank's lines; further back is ordinary training.
 _MOST_LINES = 500
 # Clocks of the nodes, and what a log writes after its worker has ended.
@@ -30,12 +34,15 @@ _OWN = re.compile(r"(?i)out of memory|cuda error|ecc error|assert")
 
 @dataclass(frozen=True)
 class Failure:
-    """How a rank failed. `code` is as in subprocess; `at` ISO 8601; `words`: the lines that tell most, harmless."""
+    """How a rank failed. `code` is as in subprocess, None of a rank that has left no word; `at` ISO 8601.
+
+    `words`: the lines that tell most, harmless. `others`: how many more failed.
+    """
 
     rank: int
     node: str
     at: str
-    code: int
+    code: int | None
     cause: str
     words: tuple[str, ...]
     others: int
@@ -58,18 +65,33 @@ def newest_start(records: Sequence[Start | End]) -> Start | None:
 
 def failure_of(root: Path, start: Start) -> Failure | None:
     """The same of a given attempt."""
-    failed = [each for each in read_ranks(SlurmDir(root), start.job, start.restart) if each.code not in (0, None)]
+    ranks = read_ranks(SlurmDir(root), start.job, start.restart)
+    failed = [each for each in ranks if each.code not in (0, None)]
     # A rank that stops in order because it was told to has not failed.
     failed = [each for each in failed if not (each.stopped and each.code in (*logtail.SPOKEN, -2, -15, 130, 143))]
     if not failed:
         return None
     endings = [(_blame(root, start, each), each) for each in failed]
-    (_, worst) = min(endings, key=lambda each: each[0])
-    assert worst.code is not None
-    units = _last_units(root, start, worst)
-    words = [line for line in _words(units, worst.code) if line.strip()]
-    at = worst.ended or worst.started
-    return Failure(worst.rank, worst.node, at, worst.code, logtail.cause(worst.code), tuple(words), len(failed) - 1)
+    (kind, _, _), worst = min(endings, key=lambda each: each[0])
+    silent = [each for each in ranks if each.code is None]
+    if kind == _LOST_PEER and silent and _is_over(root, start):
+        # They have lost a peer that could not even say that it ended.
+        return _told(root, start, silent[0], len(failed) + len(silent) - 1)
+    return _told(root, start, worst, len(failed) - 1)
+
+
+def _told(root: Path, start: Start, rank: RankRecord, others: int) -> Failure:
+    cause = _SILENT if rank.code is None else logtail.cause(rank.code)
+    words = [line for line in _words(_last_units(root, start, rank), rank.code) if line.strip()]
+    at = rank.ended or rank.started
+    return Failure(rank.rank, rank.node, at, rank.code, cause, tuple(words), others)
+
+
+def _is_over(root: Path, start: Start) -> bool:
+    return any(
+        isinstance(each, End) and (each.job, each.restart) == (start.job, start.restart)
+        for each in read_attempts(SlurmDir(root))
+    )
 
 
 def _blame(root: Path, start: Start, rank: RankRecord) -> tuple[int, float, int]:
@@ -80,7 +102,7 @@ def _blame(root: Path, start: Start, rank: RankRecord) -> tuple[int, float, int]
     elif rank.code in logtail.SPOKEN:
         kind = 1
     else:
-        kind = 2 if rank.code != -9 and _is_consequence(_last_units(root, start, rank)) else 0
+        kind = _LOST_PEER if rank.code != -9 and _is_consequence(_last_units(root, start, rank)) else 0
     return kind, _ended(rank), rank.rank
 
 
@@ -112,7 +134,7 @@ def _time(at: str) -> float:
         return 0.0
 
 
-def _words(units: Sequence[Unit], code: int) -> list[str]:
+def _words(units: Sequence[Unit], code: int | None) -> list[str]:
     if code in logtail.SPOKEN:
         lines = [line for unit in units for line in unit.lines]
         said = [line for line in lines if line.startswith("sft-dist:")]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from launch.logs.failure import Failure
 from launch.logs.merging import Said
@@ -25,24 +26,30 @@ class Printer:
 
     def __init__(self, ranks: Sequence[int], colour: bool) -> None:
         self._colour = colour
-        self._day = ""
+        self._day = self._hour = ""
+        self._second = -1
+        self._head = lru_cache(4096)(self._head_of)
         self._width = max(len(_label([rank])) for rank in [*ranks, JOB])
         if len(ranks) > 1:
             self._width = max(self._width, len(_label(ranks)))
 
     def said(self, said: Said) -> None:
-        if said.at is not None:
-            self._date(said.at)
-        time = f"{clock(said.at):%H:%M:%S} " if said.at is not None else ""
-        label = _label(sorted(said.sources)).ljust(self._width)
+        time = self._time(said.at) if said.at is not None else ""
+        head = f"{time}{self._head(tuple(sorted(said.sources)))} "
         for line in said.lines:
-            self.line(f"{self._dim(time)}{self._tint(label, said.sources)} {self._dim('|')} {line}".rstrip())
+            self.line((head + line).rstrip())
 
-    def _date(self, at: float) -> None:
-        day = f"{clock(at):%Y-%m-%d, UTC%z}"
-        if day != self._day:
-            self._day = day
-            self.line(self._dim(f"--- {day} ---"))
+    def _time(self, at: float) -> str:
+        """The hour, after a line with the date where it is another."""
+        second = int(at)
+        if second != self._second:
+            self._second, moment = second, clock(second)
+            self._hour = self._dim(f"{moment:%H:%M:%S} ")
+            day = f"{moment:%Y-%m-%d, UTC%z}"
+            if day != self._day:
+                self._day = day
+                self.line(self._dim(f"--- {day} ---"))
+        return self._hour
 
     def failure(self, failure: Failure) -> None:
         """What went wrong first, and what it said."""
@@ -72,6 +79,9 @@ class Printer:
             sys.stdout.flush()
         except BrokenPipeError as error:
             raise ReaderGoneError from error
+
+    def _head_of(self, sources: tuple[int, ...]) -> str:
+        return f"{self._tint(_label(sources).ljust(self._width), sources)} {self._dim('|')}"
 
     def _tint(self, label: str, sources: Sequence[int]) -> str:
         if len(sources) > 1:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from sft_dist.render.text import reveal
+
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z) ")
 # What torch puts before the lines of an exception.
 _TORCH_PREFIX = re.compile(r"^\[rank\d+\]: ?")
@@ -190,8 +192,8 @@ _ESCAPES = re.compile(
 
 def _shown(line: bytes) -> str:
     """A line as it would stand on a terminal: a progress bar's newest state, and no control characters."""
-    from sft_dist.render.text import reveal
-
-    text = line.decode("utf-8", errors="replace").rstrip("\r")
-    text = _ESCAPES.sub("", text.rpartition("\r")[2])
-    return _TORCH_PREFIX.sub("", reveal(text).rstrip())
+    text = line.decode("utf-8", errors="replace")
+    # Most lines hold nothing of the kind, and there are millions.
+    if not (text.isascii() and text.isprintable()):
+        text = reveal(_ESCAPES.sub("", text.rstrip("\r").rpartition("\r")[2]))
+    return _TORCH_PREFIX.sub("", text).rstrip() if text.startswith("[rank") else text.rstrip()

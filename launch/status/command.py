@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -122,8 +123,17 @@ def _stripped(text: str) -> str:
 
 
 def _print_json(held: dict[str, Any]) -> int:
-    _print(json.dumps(held, indent=2) + "\n")
+    _print(json.dumps(_finite(held), indent=2) + "\n")
     return EXIT_DONE
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for NaN and infinity, which are no JSON."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print(text: str) -> None:

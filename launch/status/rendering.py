@@ -107,9 +107,9 @@ def _facts(status: Status) -> Iterator[tuple[str, Text | str]]:
     past = restarts(status.held.history)
     for count, (at_text, step_then, reason) in enumerate(past[-_MOST_RESTARTS:]):
         name = (f"restarts {len(past)}" if len(past) > 1 else "restart") if count == 0 else ""
-        yield name, Text(f"{_clock(seconds(at_text))}  step {step_then or 0:,}: {reveal(reason)}")
+        yield name, Text(f"{_moment(at_text)}  step {step_then or 0:,}: {reveal(reason)}")
     if (failure := status.failure) is not None:
-        where = f"rank {failure.rank} on {reveal(failure.node)}, {_clock(seconds(failure.at))}: {failure.cause}"
+        where = f"rank {failure.rank} on {reveal(failure.node)}, {_moment(failure.at)}: {failure.cause}"
         yield "first error", Text(f"{where}\n{failure.summary}", style="red")
 
 
@@ -130,7 +130,7 @@ def _state(status: Status, *, is_brief: bool = False) -> Text:
         word = "since " if state.kind == "queued" else "at "
         text.append(f" {word}{_clock(state.since)}", style="default not bold")
     if state.why:
-        why = state.why if not is_brief else _clipped(state.why)
+        why = state.why if not is_brief else _briefly(status)
         text.append(f": {why}", style="default not bold")
     return text
 
@@ -213,7 +213,11 @@ def _end(status: Status) -> str:
     return ""
 
 
-def _clipped(text: str) -> str:
+def _briefly(status: Status) -> str:
+    """Why, in a few words: Slurm's own for what waits, which say most to whoever has many jobs."""
+    job, text = status.answer.job, status.state.why
+    if status.state.kind == "queued" and job is not None and job.reason is not None:
+        return reveal(job.reason.partition(",")[0].strip("()"))
     return text if len(text) <= 60 else text[:59].rstrip() + "…"
 
 
@@ -228,6 +232,14 @@ def _step_time(seconds_: float) -> str:
 
 def _ago(seconds_: float) -> str:
     return f"{_rough(seconds_)} ago"
+
+
+def _moment(at: str) -> str:
+    """A record's time, which may be anything."""
+    try:
+        return _clock(seconds(at))
+    except ValueError:
+        return "?"
 
 
 def _rough(seconds_: float) -> str:

@@ -112,7 +112,10 @@ def _in_slurm(held: Held, job: Job) -> State:
         return State("queued", "it is suspended", job.nodes)
     begun = [each for each in held.attempts if isinstance(each, Start)]
     since = _seconds(held.attempts[-1].at) if begun else _seconds(job.submitted)
-    return State("queued", reasons.waits(job.reason), since=since)
+    # Slurm lets a job that was put back rest for a while.
+    rests = job.reason == "BeginTime" and (begun or job.restarts)
+    why = "it was put back, and begins again after a rest (BeginTime)" if rests else reasons.waits(job.reason)
+    return State("queued", why, since=since)
 
 
 def _after(held: Held, last: End, answer: Answer) -> State:

@@ -226,6 +226,23 @@ def test_a_lost_peer_is_never_to_blame_while_there_is_another(run: SlurmRun) -> 
     assert (failure.rank, failure.summary) == (3, "sft-dist: output.output_dir: no space left on the device; free some")
 
 
+def test_a_rank_that_could_not_even_say_so_is_to_blame_for_lost_peers(run: SlurmRun) -> None:
+    """Its node is gone, and with it whoever writes how its ranks ended."""
+    run.start(0)
+    for rank in (0, 1):
+        write_traceback(run, rank, 6, REMOTE)
+        run.rank(rank, 1, 6.5)
+    for rank in (2, 3):
+        run.log(rank, (5, "step 7/9"))
+        run.rank(rank, None)
+    failure = first_failure(run.root)
+    assert failure is not None and failure.rank == 0
+    run.end(9, "requeue", "a node was lost")
+    failure = first_failure(run.root)
+    assert failure is not None
+    assert (failure.rank, failure.node, failure.code, failure.words) == (2, "n1", None, ("step 7/9",))
+
+
 def test_of_several_attempts_the_newest_counts(run: SlurmRun) -> None:
     run.start(0)
     write_traceback(run, 0, 1, "ValueError: old")
