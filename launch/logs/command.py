@@ -56,9 +56,7 @@ def show(
 
 
 def _print_all(root: Path, wanted: set[int], begin: float, count: int | None, printer: Printer) -> None:
-    if not rank_logs(root) and not job_logs(root):
-        printer.note(f"{root} has no logs yet: rank 0 of a local run has the terminal" if not _on_slurm(root) else
-                     f"{root} has no logs yet: its job has not begun; `sft-dist status {root}` says why")  # fmt: skip
+    _note_if_empty(root, printer)
     readers, is_cut = _readers(root, wanted, begin, count)
     units = merged([*(reader.units(final=True) for reader in readers), _events(root, wanted)])
     said = folded(unit for unit in units if unit.at is None or unit.at >= begin)
@@ -67,6 +65,12 @@ def _print_all(root: Path, wanted: set[int], begin: float, count: int | None, pr
         printer.note(f"--- the last {count} lines; --lines all shows all of them ---")
     for each in shown:
         printer.said(each)
+
+
+def _note_if_empty(root: Path, printer: Printer) -> None:
+    if not rank_logs(root) and not job_logs(root):
+        printer.note(f"{root} has no logs yet: rank 0 of a local run has the terminal" if not _on_slurm(root) else
+                     f"{root} has no logs yet: its job has not begun; `sft-dist status {root}` says why")  # fmt: skip
 
 
 def _last_of_each_kind(said: Iterable[Said], count: int) -> Iterator[Said]:
@@ -82,6 +86,7 @@ def _last_of_each_kind(said: Iterable[Said], count: int) -> Iterator[Said]:
 
 def _follow(root: Path, wanted: set[int], begin: float, count: int | None, printer: Printer) -> None:
     """What there is, and then what comes, until the run is over."""
+    _note_if_empty(root, printer)
     readers, _ = _readers(root, wanted, begin, count)
     by_path = {reader.path: reader for reader in readers}
     folding = Folding()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,8 @@ from sft_dist.rundir import RunDir
 
 # What is no rank's: the output of the batch job, and the beginnings and ends of attempts.
 JOB, RUN = -1, -2
+# After it a cancelled run that has not said how it ended will say nothing more.
+_CANCELLED_SECONDS = 180.0
 _RANK = re.compile(r"rank(\d+)\.log")
 
 
@@ -78,16 +81,18 @@ def over(root: Path) -> bool:
     at = SlurmDir(root)
     if not at.submission.exists():
         return living(root) is None
-    if living(root) is not None:
-        return False
     records = read_attempts(at)
     newest = records[-1] if records else None
     submitted = _modified(at.submission)
     if isinstance(newest, End) and newest.verdict in ("done", "stop") and attempt_begin(newest) >= submitted:
         return True
+    cancelled = _modified(at.cancelled)
+    if cancelled > submitted:
+        # A run that is cancelled saves before it ends.
+        runs = isinstance(newest, Start) and time.time() - cancelled < _CANCELLED_SECONDS
+        return not runs
     begun = attempt_begin(newest) if newest is not None else 0.0
-    # Written by whoever cancels it or by the run itself, after the newest beginning.
-    return any(_modified(path) > max(begun, submitted) for path in (at.cancelled, RunDir(root).summary))
+    return living(root) is None and _modified(RunDir(root).summary) > max(begun, submitted)
 
 
 def _modified(path: Path) -> float:

@@ -106,6 +106,8 @@ def _local(held: Held) -> State:
 
 def _in_slurm(held: Held, job: Job) -> State:
     if not job.waits:
+        if held.is_cancelled:
+            return State("running", "it is being cancelled", job.nodes, _seconds(job.start) if job.start else None)
         words = {"COMPLETING": "it is ending", "CONFIGURING": "its nodes are being made ready"}.get(job.state, "")
         return State("running", words, job.nodes, _seconds(job.start) if job.start else None)
     if job.state == "SUSPENDED":

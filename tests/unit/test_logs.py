@@ -13,6 +13,8 @@ import pytest
 from launch import cli
 from launch.logs import command, reading
 from launch.logs.failure import first_failure
+from launch.logs.places import over
+from sft_dist.runlock import RunLock
 from tests.slurm_runs import NOON, SlurmRun, fake_command, iso, stamped, traceback
 
 REMOTE = "torch.distributed.DistBackendError: NCCL error: remote process exited or there was a network error"
@@ -320,6 +322,26 @@ def test_following_ends_when_the_job_is_gone_without_a_word(
     run.start(0)
     run.log(0, (1, "first"))
     assert "the run has ended" in printed(capsys, str(run.root), "--follow")[-1]
+
+
+def test_a_cancelled_run_is_watched_until_it_has_ended(run: SlurmRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.at.cancelled.touch()
+    assert over(run.root)
+    run.start(0)
+    assert not over(run.root)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 600)
+    assert over(run.root)
+    monkeypatch.undo()
+    run.end(9, "stop", "cancelled", code=75)
+    assert over(run.root)
+
+
+def test_a_local_run_is_over_when_nobody_holds_it(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    assert over(tmp_path)
+    with RunLock(tmp_path):
+        assert not over(tmp_path)
 
 
 # Words that make no sense

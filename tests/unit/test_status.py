@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ from launch import cli
 from launch.slurm import queue, reasons, registry
 from launch.status import looking
 from launch.status.progress import progress
+from tests.recipes import ROOT
 from tests.slurm_runs import NOON, SlurmRun, fake_command, iso, traceback
 
 INVALID = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
@@ -384,6 +387,15 @@ def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == (
         f"sft-dist: RUN: {tmp_path}/none is no folder; name a run's folder (its output.output_dir)\n"
     )
+
+
+def test_what_watches_a_run_pays_for_no_training() -> None:
+    modules = [f"launch.{path.parent.name}.{path.stem}" for name in ("logs", "status", "slurm")
+               for path in (ROOT / "launch" / name).glob("*.py") if path.stem != "__init__"]  # fmt: skip
+    assert len(modules) > 10
+    code = f"import importlib, sys; [importlib.import_module(name) for name in {modules}]; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "trl", "deepspeed", "numpy", "submitit"} & set(done.stdout.split())
 
 
 # Slurm's words
