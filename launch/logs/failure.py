@@ -36,7 +36,8 @@ _OWN = re.compile(r"(?i)out of memory|cuda error|ecc error|assert")
 class Failure:
     """How a rank failed. `code` is as in subprocess, None of a rank that has left no word; `at` ISO 8601.
 
-    `words`: the lines that tell most, harmless. `others`: how many more failed.
+    `words`: the lines that tell most, harmless; `reason`: the one among them that says why it ended, None where they are
+    merely its last. `others`: how many more failed.
     """
 
     rank: int
@@ -45,12 +46,15 @@ class Failure:
     code: int | None
     cause: str
     words: tuple[str, ...]
+    reason: str | None
     others: int
 
     @property
     def summary(self) -> str:
-        """One line: what it said last, or how it ended."""
-        return self.words[-1].strip() if self.words else self.cause
+        """One line: why it ended, or what it said last; empty where it said nothing."""
+        if not self.words:
+            return ""
+        return self.reason.strip() if self.reason is not None else f"its last line: {self.words[-1].strip()}"
 
 
 def first_failure(root: Path) -> Failure | None:
@@ -82,9 +86,9 @@ def failure_of(root: Path, start: Start) -> Failure | None:
 
 def _told(root: Path, start: Start, rank: RankRecord, others: int) -> Failure:
     cause = _SILENT if rank.code is None else logtail.cause(rank.code)
-    words = [line for line in _words(_last_units(root, start, rank), rank.code) if line.strip()]
-    at = rank.ended or rank.started
-    return Failure(rank.rank, rank.node, at, rank.code, cause, tuple(words), others)
+    words, reason = _words(_last_units(root, start, rank), rank.code)
+    shown = tuple(line for line in words if line.strip())
+    return Failure(rank.rank, rank.node, rank.ended or rank.started, rank.code, cause, shown, reason, others)
 
 
 def _is_over(root: Path, start: Start) -> bool:
@@ -134,16 +138,18 @@ def _time(at: str) -> float:
         return 0.0
 
 
-def _words(units: Sequence[Unit], code: int | None) -> list[str]:
+def _words(units: Sequence[Unit], code: int | None) -> tuple[list[str], str | None]:
+    """The lines to show, and the one that says why the rank ended."""
+    last = [line for unit in units[-_LINES:] for line in unit.lines][-_LINES:]
     if code in logtail.SPOKEN:
-        lines = [line for unit in units for line in unit.lines]
-        said = [line for line in lines if line.startswith("sft-dist:")]
-        return said[-3:] or lines[-_LINES:]
+        said = [line for unit in units for line in unit.lines if line.startswith("sft-dist:")]
+        return said[-3:] or last, said[-1] if said else None
     number = next((n for n in range(len(units) - 1, -1, -1) if units[n].is_traceback), None)
-    if number is None:
-        return [line for unit in units[-_LINES:] for line in unit.lines][-_LINES:]
+    # Who is killed, or leaves no word, prints no traceback: one in its log is of something that it got over.
+    if number is None or code is None or code < 0:
+        return last, None
     block = units[number].lines
     # The rest of a message of several lines stands in lines of its own.
     rest = [line for unit in units[number + 1 : number + 4] for line in unit.lines]
     shown = [block[0], "  ...", *block[-_LINES + 2 :]] if len(block) > _LINES else block
-    return [*shown, *rest[:3]]
+    return [*shown, *rest[:3]], block[-1]

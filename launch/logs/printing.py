@@ -57,6 +57,8 @@ class Printer:
         at = _clock_of(failure.at)
         head = f"first error: rank {failure.rank} on {reveal(failure.node)}, {at}: {failure.cause}{others}"
         self.line(self._code(head, "1;31"))
+        if failure.words and failure.reason is None:
+            self.line("its last lines, which may have nothing to do with it:")
         for line in failure.words:
             self.line(f"  {line}")
         self.line("")
@@ -81,7 +83,12 @@ class Printer:
             raise ReaderGoneError from error
 
     def _head_of(self, sources: tuple[int, ...]) -> str:
-        return f"{self._tint(_label(sources).ljust(self._width), sources)} {self._dim('|')}"
+        label = _label(sources)
+        # Ranks may come that were not there at the beginning.
+        if len(label) > self._width:
+            self._width = len(label)
+            self._head.cache_clear()
+        return f"{self._tint(label.ljust(self._width), sources)} {self._dim('|')}"
 
     def _tint(self, label: str, sources: Sequence[int]) -> str:
         if len(sources) > 1:

@@ -58,6 +58,8 @@ def _all(as_json: bool, forget: bool) -> int:
     with console.capture() as printed:
         if statuses:
             rendering.several(statuses, console)
+        if statuses and remarks:
+            console.print()
         for line in remarks:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     _print(_stripped(printed.get()))

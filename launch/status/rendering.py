@@ -37,7 +37,10 @@ def one(status: Status, console: Console) -> None:
     for name, value in _facts(status):
         table.add_row(name, value)
     console.print(table)
-    for line in notes(status):
+    remarks = list(notes(status))
+    if remarks:
+        console.print()
+    for line in remarks:
         console.print(Text(line), soft_wrap=True)
 
 
@@ -51,7 +54,7 @@ def several(statuses: Sequence[Status], console: Console) -> None:
     table.add_column("run", overflow="fold")
     table.add_column("job", no_wrap=True)
     table.add_column("state", overflow="fold", ratio=1)
-    for name in ("step", "loss", "ends"):
+    for name in ("step", "loss", "end"):
         table.add_column(name, justify="right", no_wrap=True)
     for status in statuses:
         table.add_row(
@@ -110,7 +113,7 @@ def _facts(status: Status) -> Iterator[tuple[str, Text | str]]:
         yield name, Text(f"{_moment(at_text)}  step {step_then or 0:,}: {reveal(reason)}")
     if (failure := status.failure) is not None:
         where = f"rank {failure.rank} on {reveal(failure.node)}, {_moment(failure.at)}: {failure.cause}"
-        yield "first error", Text(f"{where}\n{failure.summary}", style="red")
+        yield "first error", Text(f"{where}\n{failure.summary}".strip(), style="red")
 
 
 def _state(status: Status, *, is_brief: bool = False) -> Text:

@@ -184,6 +184,8 @@ def test_the_exception_that_the_others_follow_from_is_shown_first(
         run.rank(rank, 1, 6.6)
     run.rank(3, 1, 7)
     run.rank(2, -15, 9, stopped=True)
+    failure = first_failure(run.root)
+    assert failure is not None and failure.summary == "ValueError: a row of no length"
     shown = printed(capsys, str(run.root))
     assert shown[0] == (
         "first error: rank 3 on n1, 2026-11-25 17:00:07: ended with exit code 1; 2 more failed after it"
@@ -243,6 +245,20 @@ def test_a_rank_that_could_not_even_say_so_is_to_blame_for_lost_peers(run: Slurm
     failure = first_failure(run.root)
     assert failure is not None
     assert (failure.rank, failure.node, failure.code, failure.words) == (2, "n1", None, ("step 7/9",))
+
+
+def test_the_last_lines_of_a_rank_that_was_killed_are_no_reason(
+    run: SlurmRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.start(0)
+    write_traceback(run, 2, 1, "ValueError: that it got over")
+    run.log(2, (5, "step 7/9"))
+    run.rank(2, -9, 6)
+    failure = first_failure(run.root)
+    assert failure is not None and failure.summary == "its last line: step 7/9"
+    shown = printed(capsys, str(run.root))
+    assert shown[0] == "first error: rank 2 on n1, 2026-11-25 17:00:06: was killed by SIGKILL (often: out of memory)"
+    assert shown[1] == "its last lines, which may have nothing to do with it:"
 
 
 def test_of_several_attempts_the_newest_counts(run: SlurmRun) -> None:

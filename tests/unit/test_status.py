@@ -64,7 +64,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
     assert cli.main(["status", *words]) == 0
     facts: dict[str, str] = {}
     name = ""
-    for line in capsys.readouterr().out.splitlines()[1:]:
+    for line in filter(None, capsys.readouterr().out.splitlines()[1:]):
         head, _, value = line.partition("  ")
         if not head.strip():
             facts[name] += " " + line.strip()
@@ -363,8 +363,8 @@ def test_all_runs_of_the_queue_and_of_memory_are_listed_newest_first(
     assert [line.split("  ")[0] for line in table[2:4]] == ["a|b [bold]", "old"]
     assert "8_3" in table[2] and "queued: Priority" in table[2]
     assert "failed: rank 3 failed" in table[3] and "4/1,000" in table[3] and "59 min ago" in table[3]
-    assert len(table) == 5 and max(map(len, table[:4])) <= 80
-    assert table[4] == (
+    assert len(table) == 6 and max(map(len, table[:4])) <= 80
+    assert table[5] == (
         f"a folder that is gone, or not mounted here: {tmp_path}/gone; `sft-dist status --forget` drops them"
     )
     assert cli.main(["status", "--json"]) == 0
