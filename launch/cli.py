@@ -110,6 +110,20 @@ def _checkpoints(options: argparse.Namespace) -> int:
     return checkpoints.show(options.run, contents=not options.quick, as_json=options.json)
 
 
+def _status(options: argparse.Namespace) -> int:
+    from launch.status import command
+
+    return command.show(options.run, as_json=options.json, forget=options.forget)
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from launch.logs import command
+
+    return command.show(
+        options.run, ranks=options.rank, follow=options.follow, since_text=options.since, lines=options.lines
+    )
+
+
 def _export(options: argparse.Namespace) -> int:
     words = ["--output", options.output, "--max-shard-size", options.max_shard_size]
     words += ["--dtype", options.dtype] if options.dtype else []
@@ -280,6 +294,20 @@ def _checkpoints_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print the same as JSON")
 
 
+def _status_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", nargs="?", help="a run's folder (default: all of your runs on Slurm)")
+    sub.add_argument("--json", action="store_true", help="print the same as JSON")
+    sub.add_argument("--forget", action="store_true", help="forget the runs whose folders are gone")
+
+
+def _logs_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run's folder")
+    sub.add_argument("--rank", action="append", default=[], metavar="R", help="only these: 3, 0-7; may be repeated")
+    sub.add_argument("--follow", action="store_true", help="go on with what comes, until the run is over")
+    sub.add_argument("--since", metavar="TIME", help="90s, 10m, 2h, 1d ago, or a time such as 2026-11-25T17:01")
+    sub.add_argument("--lines", metavar="N", help="the last so many, or all (100; all with --since)")
+
+
 def _export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("source", metavar="SOURCE", help="a run's folder, a checkpoint, a model or an adapter directory")
     sub.add_argument("--output", metavar="DIR", required=True, help="a folder that does not exist yet")
@@ -325,6 +353,8 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("verify", _verify, "prove that no strategy changes a number: a model in small, trained under each"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
+    ("status", _status, "show what a run is doing, or all of your runs on Slurm"),
+    ("logs", _logs, "show the first error and the logs of all ranks as one"),
     ("export", _export, "write what a training left as a plain model directory"),
     ("chat", _chat, "talk to a model in the terminal"),
     ("dev-cluster", _dev_cluster, "a real Slurm of several nodes on this machine, to try things out on"),
@@ -342,6 +372,8 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "verify": _verify_options,
     "eval": _eval_options,
     "checkpoints": _checkpoints_options,
+    "status": _status_options,
+    "logs": _logs_options,
     "export": _export_options,
     "chat": _chat_options,
     "dev-cluster": _dev_cluster_options,
