@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import Any
 
 from launch.local import base_environment
 from launch.place import Place
-from launch.slurm import precheck, script
-from launch.slurm.commands import SlurmDown, SlurmRefused, ask
+from launch.slurm import precheck, registry, script
+from launch.slurm import queue as jobs_in_queue
 from launch.slurm.profile import Profile
 from launch.slurm.records import SlurmDir, Submission, make_folder, now, write_submission
 from sft_dist.config import Recipe
@@ -143,22 +144,19 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
     for one, made in zip(jobs, queued, strict=True):
         submission = one.submission(str(made.job_id))
         write_submission(SlurmDir(one.root.absolute()), submission)
+        with contextlib.suppress(OSError):
+            registry.add(one.root)
         found.append(submission)
     return found
 
 
 def refuse_if_queued(root: Path) -> None:
     """Raise :class:`UserError` where a job of this run is queued or runs."""
-    try:
-        lines = ask(["squeue", "--me", "--noheader", "--format=%i %T %k"]).splitlines()
-    except (SlurmDown, SlurmRefused) as error:
-        raise UserError(str(error)) from error
-    for line in lines:
-        number, state, comment = [*line.split(maxsplit=2), "", ""][:3]
-        if comment == str(root.absolute()):
+    for one in jobs_in_queue.mine():
+        if one.run == root.absolute() and not one.has_ended:
             raise UserError(
-                f"output.output_dir: {root} belongs to job {number}, which is {state.lower()}; wait for it, or end it: "
-                f"sft-dist cancel {root}"
+                f"output.output_dir: {root} belongs to job {one.id}, which is {one.state.lower()}; wait for it, or end "
+                f"it: sft-dist cancel {root}"
             )
 
 

@@ -171,9 +171,7 @@ def main() -> None:
     for number, what in enumerate(("from the command to the last worker's process", "to the first step")):
         one, other = (statistics.median(pair[number] for pair in pairs) for pairs in (ours, theirs))
         print(f"| {what} | {one:.1f} | {other:.1f} | {one / other:.2f} |")
-    print(
-        f"\nA rank killed: {died[0]:.1f} s to the next attempt on the same nodes, {died[1]:.1f} s to its first step."
-    )
+    print(f"\nA rank killed: {died[0]:.1f} s to the next attempt on the same nodes, {died[1]:.1f} s to its first step.")
     print(f"32 ranks over 4 nodes meet {met[0]:.1f} s after the first task began, {met[1]:.1f} s after the last.")
 
 
