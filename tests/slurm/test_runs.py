@@ -77,6 +77,8 @@ def test_a_run_that_everything_happens_to_ends_with_the_weights_of_an_undisturbe
         done_steps = run.steps()
         strike(run)
         run.until(run.has_started(number + 1))
+        if strike is reach_the_time_limit:
+            run.cluster.run(["scontrol", "update", f"JobId={run.job}", "TimeLimit=10"])
         assert run.starts()[-1].step >= done_steps // 20 * 20
     run.until(run.is_done)
     assert [end.verdict for end in run.ends()] == [verdict for _, verdict in expected if verdict] + ["done"]
