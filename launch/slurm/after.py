@@ -18,7 +18,7 @@ from pathlib import Path
 
 from launch import logtail
 from launch.slurm.before import job_name
-from launch.slurm.commands import SlurmDown, SlurmRefused, ask, show
+from launch.slurm.commands import SlurmDown, SlurmRefused, ask, fields, show
 from launch.slurm.records import (
     End,
     SlurmDir,
@@ -83,7 +83,7 @@ def gather(
     known = _ask_quietly("job", environment["SLURM_JOB_ID"])
     answered = {one.node for one in ranks}
     silent = [node for node in start.nodes if node not in answered] if answered else []
-    silent += [node for node in start.nodes if node not in silent and _is_silent(_ask_quietly("node", node))]
+    silent += [node for node in _lost(start.nodes) if node not in silent]
     partition = _ask_quietly("partition", known.get("Partition", ""))
     total = partition.get("TotalNodes", "")
     message = ""
@@ -127,10 +127,15 @@ def _ask_quietly(kind: str, name: str) -> dict[str, str]:
     return {}
 
 
-def _is_silent(node: Mapping[str, str]) -> bool:
-    """Whether Slurm has lost a node: a star stands for one that does not answer."""
-    state = node.get("State", "")
-    return "*" in state or any(word in state for word in ("DOWN", "FAIL", "NOT_RESPONDING"))
+def _lost(nodes: Sequence[str]) -> list[str]:
+    """The nodes that Slurm has lost: a star in a state stands for one that does not answer."""
+    try:
+        lines = ask(["scontrol", "--oneliner", "show", "node", ",".join(nodes)]).splitlines()
+    except UserError:
+        return []
+    known = [fields(line) for line in lines if line.strip()]
+    bad = ("*", "DOWN", "FAIL", "NOT_RESPONDING")
+    return [node["NodeName"] for node in known if any(word in node.get("State", "") for word in bad)]
 
 
 def _seconds_left(job: Mapping[str, str]) -> float | None:
