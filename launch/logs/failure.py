@@ -36,8 +36,8 @@ _OWN = re.compile(r"(?i)out of memory|cuda error|ecc error|assert")
 class Failure:
     """How a rank failed. `code` is as in subprocess, None of a rank that has left no word; `at` ISO 8601.
 
-    `words`: the lines that tell most, harmless; `reason`: the one among them that says why it ended, None where they are
-    merely its last. `others`: how many more failed.
+    `words`: the lines that tell most, harmless; `reason`: the one among them that says why it ended, None where they
+    are merely its last. `others`: how many more failed.
     """
 
     rank: int

@@ -148,7 +148,7 @@ def _about_the_job(status: Status) -> Iterator[tuple[str, str]]:
         return
     partition = (job.partition if job is not None else None) or submission.partition
     parts = [
-        submission.job_id or "not numbered yet",
+        reveal(submission.job_id or "not numbered yet"),
         reveal(submission.name),
         f"{submission.nodes} x {submission.tasks_per_node} processes",
         f"{reveal(submission.strategy)}",
