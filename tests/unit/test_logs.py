@@ -277,7 +277,12 @@ def test_ranks_that_stopped_in_order_have_not_failed(run: SlurmRun) -> None:
     run.start(0)
     run.rank(0, 75, 5, stopped=True)
     run.rank(1, -15, 6, stopped=True)
+    run.rank(2, 140, 6, stopped=True)
     assert first_failure(run.root) is None
+    run.rank(3, -9, 9, stopped=True)
+    failure = first_failure(run.root)
+    assert failure is not None
+    assert (failure.rank, failure.cause) == (3, "did not end in time when it was told to stop, and was killed")
 
 
 # Watching
