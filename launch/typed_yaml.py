@@ -88,7 +88,8 @@ def _faults(error: ValidationError, root: Keys, kind: type[BaseModel]) -> Iterat
 def _place(root: Keys, path: Sequence[str]) -> tuple[int, str]:
     """The line of a key, and the key as far as the file has it: pydantic's path also names members of unions."""
     node: Node = root
-    place, named = NO_LINE, []
+    place = NO_LINE
+    named: list[str] = []
     for part in path:
         if isinstance(node, Keys) and part in node.entries:
             node = node.entries[part]

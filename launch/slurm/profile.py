@@ -17,9 +17,9 @@ from sft_dist.errors import UserError
 _SECRET = re.compile(r"(?i)\b\w*(key|token|secret|password)\w*\s*=\s*\S")
 _SECRET_NAME = re.compile(r"(?i)(key|token|secret|password)")
 # By NVIDIA's list of devices: the first name that is part of `gpu_type` counts.
-_CAPABILITY = {"v100": (7, 0), "t4": (7, 5), "a100": (8, 0), "a800": (8, 0), "a10": (8, 6), "a40": (8, 6), "a6000": (8, 6),
-               "l4": (8, 9), "rtx6000": (8, 9), "h100": (9, 0), "h800": (9, 0), "h200": (9, 0), "gh200": (9, 0),
-               "b200": (10, 0), "gb200": (10, 0)}  # fmt: skip
+_CAPABILITY = {"v100": (7, 0), "t4": (7, 5), "a100": (8, 0), "a800": (8, 0), "a10": (8, 6), "a40": (8, 6),
+               "a6000": (8, 6), "l4": (8, 9), "rtx6000": (8, 9), "h100": (9, 0), "h800": (9, 0), "h200": (9, 0),
+               "gh200": (9, 0), "b200": (10, 0), "gb200": (10, 0)}  # fmt: skip
 _GIB = 2**30
 
 
@@ -29,6 +29,13 @@ def _time(value: Any) -> Any:
     return str(value)
 
 
+def _in_the_script(name: str) -> ValueError:
+    return ValueError(
+        f"{name} would be written into the job's script; export it where you call `sft-dist submit`, from where Slurm "
+        "takes it to the job"
+    )
+
+
 def _words(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
@@ -36,10 +43,7 @@ def _words(value: Any) -> Any:
         if isinstance(word, dict | list) or word is None:
             raise ValueError(f"{name} should be one word")
         if _SECRET_NAME.search(str(name)):
-            raise ValueError(
-                f"{name} would be written into the job's script; export it where you call `sft-dist submit`, from where "
-                "Slurm takes it to the job"
-            )
+            raise _in_the_script(name)
     return {name: str(word).lower() if isinstance(word, bool) else str(word) for name, word in value.items()}
 
 
@@ -48,8 +52,7 @@ def _no_secret(lines: list[str]) -> list[str]:
         if "\n" in line:
             raise ValueError("a line of the set-up holds a line break; make it two")
         if found := _SECRET.search(line):
-            raise ValueError(f"{found[0].split('=')[0].strip()} would be written into the job's script; export it where "
-                             "you call `sft-dist submit`, from where Slurm takes it to the job")  # fmt: skip
+            raise _in_the_script(found[0].split("=")[0].strip())
     return lines
 
 
@@ -73,7 +76,7 @@ class ContainerSection(Section):
 
     image: Name
     """What `srun --container-image` takes."""
-    mounts: list[Name] = []
+    mounts: list[Name] = Field(default_factory=list)
     """What `srun --container-mounts` takes; the run's folder has to be among them."""
 
 
@@ -112,9 +115,9 @@ class Profile(Section):
     """Time limit of one job; a longer training goes on in the next."""
     signal_seconds: Annotated[int, Field(ge=30)] = 120
     """Seconds before the time limit at which the run saves and stops; above the recipe's `checkpoint.grace`."""
-    setup: Lines = []
+    setup: Lines = Field(default_factory=list)
     """Lines of shell before the workers: modules, a virtual environment."""
-    environment: Words = {}
+    environment: Words = Field(default_factory=dict)
     """Variables of the workers, such as NCCL_SOCKET_IFNAME. No secrets: they would be written into the script."""
     container: ContainerSection | None = None
     """Run the workers in a container."""
@@ -123,9 +126,9 @@ class Profile(Section):
     shared_folder: Location | None = None
     """Folder that all nodes see; a run outside of it is refused. Unset: nothing is known."""
     requeue: RequeueSection = Field(default_factory=RequeueSection)
-    sbatch: Words = {}
+    sbatch: Words = Field(default_factory=dict)
     """Further options of sbatch, without dashes."""
-    srun: list[Name] = []
+    srun: list[Name] = Field(default_factory=list)
     """Further options of srun, each one word."""
 
     @property
