@@ -182,7 +182,9 @@ def _about_the_training(status: Status) -> Iterator[tuple[str, str]]:
         pace = f", {_step_time(now.seconds_per_step)} a step" if now.seconds_per_step else ""
         yield "tokens/s", f"{now.tokens_per_second:,.0f}{pace}"
     left = now.seconds_left
-    if status.ends is not None and left is not None:
+    if status.ends is not None and left == 0:
+        yield "ends", "soon: all steps are done"
+    elif status.ends is not None and left is not None:
         yield "ends", f"{_clock(status.ends)}, in {_rough(left)} of training"
     elif status.state.kind == "queued" and left is not None:
         yield "needs", f"{_rough(left)} more of training"

@@ -358,6 +358,21 @@ def test_a_cancelled_run_is_watched_until_it_has_ended(run: SlurmRun, monkeypatc
     assert over(run.root)
 
 
+def test_a_run_that_is_trained_is_watched_until_its_job_has_said_so(
+    run: SlurmRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.start(0)
+    (run.root / "summary.json").write_text("{}")
+    assert not over(run.root)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 600)
+    assert over(run.root)
+    monkeypatch.undo()
+    run.end(60, "done", "done", code=0, step=120)
+    assert over(run.root)
+    assert bare(printed(capsys, str(run.root)))[-1] == "run | attempt 1 of job 123 has ended at step 120: done"
+
+
 def test_a_local_run_is_over_when_nobody_holds_it(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     assert over(tmp_path)
