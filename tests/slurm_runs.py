@@ -43,7 +43,8 @@ class SlurmRun:
         self.root, self.job, self.at = root, job, SlurmDir(root)
         (root / "logs").mkdir(parents=True, exist_ok=True)
         submission = Submission(
-            job_id=job, name="opt", cluster="h100", nodes=2, tasks_per_node=2, strategy="ddp", submitted=iso(-60),
+            job_id=job, name="opt", cluster="h100", nodes=2, tasks_per_node=2, strategy="ddp", threads=1,
+            submitted=iso(-60),
             partition="gpu", time_minutes=60, requeue_max=5,
         )  # fmt: skip
         write_submission(self.at, submission)

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from launch.logs.failure import first_failure, newest_start
+from launch.logs.failure import first_failure
 from launch.logs.merging import Folding, Said, folded, merged
 from launch.logs.places import JOB, events, job_logs, over, rank_logs, run_folder
 from launch.logs.printing import Printer, ReaderGoneError, close_quietly, is_coloured
 from launch.logs.reading import LogReader, Unit, last_lines, since
-from launch.slurm.records import SlurmDir, Start, read_attempts
+from launch.slurm.records import SlurmDir, read_attempts
 from sft_dist.errors import EXIT_DONE, UserError
 
 LINES = 100
@@ -113,7 +113,8 @@ def _follow(root: Path, wanted: set[int], begin: float, count: int | None, print
         is_first = False
         if is_over:
             break
-        time.sleep(_POLL_SECONDS)
+        # A thousand logs are a thousand files to open, on a file system that others use, too.
+        time.sleep(_POLL_SECONDS * (1 + len(by_path) / 200))
     _say_end(root, printer)
 
 
@@ -163,11 +164,9 @@ def _job_is_gone(root: Path) -> bool:
     from launch.slurm.records import read_submission
 
     submission = read_submission(SlurmDir(root))
-    start: Start | None = newest_start(read_attempts(SlurmDir(root)))
-    job = start.job if start is not None else submission.job_id if submission is not None else None
-    if job is None:
+    if submission is None or submission.job_id is None:
         return False
-    found = queue.answer(job)
+    found = queue.answer(submission.job_id)
     return not found.is_down and (found.job is None or found.job.has_ended)
 
 

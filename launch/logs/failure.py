@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ _LINES = 20
 # Kinds of endings, the first to blame first: 0 a death of its own, 1 one that the rank has said itself, 3 a death that
 # the launcher brought.
 _LOST_PEER = 2
+_ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_IN_ORDER = frozenset((*logtail.SPOKEN, *(-number for number in _ASKED), *(128 + number for number in _ASKED)))
+_LATE = "did not end in time when it was told to stop, and was killed"
 _SILENT = "left no word of its end: its node was lost, or it was killed with all that watched it"
 # A dying rank's lines; further back is ordinary training.
 _MOST_LINES = 500
@@ -36,8 +40,8 @@ _OWN = re.compile(r"(?i)out of memory|cuda error|ecc error|assert")
 class Failure:
     """How a rank failed. `code` is as in subprocess, None of a rank that has left no word; `at` ISO 8601.
 
-    `words`: the lines that tell most, harmless; `reason`: the one among them that says why it ended, None where
-    they are merely its last. `others`: how many more failed.
+    `words`: the lines that tell most, harmless; `reason`: the one among them that says why it ended, None where they
+    are merely its last. `others`: how many more failed.
     """
 
     rank: int
@@ -71,8 +75,8 @@ def failure_of(root: Path, start: Start) -> Failure | None:
     """The same of a given attempt."""
     ranks = read_ranks(SlurmDir(root), start.job, start.restart)
     failed = [each for each in ranks if each.code not in (0, None)]
-    # A rank that stops in order because it was told to has not failed.
-    failed = [each for each in failed if not (each.stopped and each.code in (*logtail.SPOKEN, -2, -15, 130, 143))]
+    # A rank that ends because it was told to has not failed.
+    failed = [each for each in failed if not (each.stopped and each.code in _IN_ORDER)]
     if not failed:
         return None
     endings = [(_blame(root, start, each), each) for each in failed]
@@ -85,7 +89,7 @@ def failure_of(root: Path, start: Start) -> Failure | None:
 
 
 def _told(root: Path, start: Start, rank: RankRecord, others: int) -> Failure:
-    cause = _SILENT if rank.code is None else logtail.cause(rank.code)
+    cause = _SILENT if rank.code is None else _LATE if rank.stopped and rank.code == -9 else logtail.cause(rank.code)
     words, reason = _words(_last_units(root, start, rank), rank.code)
     shown = tuple(line for line in words if line.strip())
     return Failure(rank.rank, rank.node, rank.ended or rank.started, rank.code, cause, shown, reason, others)

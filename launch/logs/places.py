@@ -17,8 +17,8 @@ from sft_dist.rundir import RunDir
 
 # What is no rank's: the output of the batch job, and the beginnings and ends of attempts.
 JOB, RUN = -1, -2
-# After it a cancelled run that has not said how it ended will say nothing more.
-_CANCELLED_SECONDS = 180.0
+# After it a job that was to end and has not said how it did will say nothing more.
+_LAST_WORD_SECONDS = 180.0
 _RANK = re.compile(r"rank(\d+)\.log")
 
 
@@ -63,7 +63,8 @@ def _event(record: Start | End) -> str:
         begins = f" from step {record.step}" if record.step > 0 else ""
         return f"{attempt} begins on {reveal(', '.join(record.nodes))}{begins}"
     then = {"done": "done", "again": "starts again in place", "requeue": "back into the queue", "stop": "stopped"}
-    return f"{attempt} has ended at step {record.step}: {reveal(record.reason)}; {then[record.verdict]}"
+    reason = f"{reveal(record.reason)}; " if record.reason != record.verdict else ""
+    return f"{attempt} has ended at step {record.step}: {reason}{then[record.verdict]}"
 
 
 def attempt_begin(record: Start | End) -> float:
@@ -89,10 +90,12 @@ def over(root: Path) -> bool:
     cancelled = _modified(at.cancelled)
     if cancelled > submitted:
         # A run that is cancelled saves before it ends.
-        runs = isinstance(newest, Start) and time.time() - cancelled < _CANCELLED_SECONDS
+        runs = isinstance(newest, Start) and time.time() - cancelled < _LAST_WORD_SECONDS
         return not runs
+    # The job has a word to say after the run's own end; one that was killed before it is not waited for.
+    summary = _modified(RunDir(root).summary)
     begun = attempt_begin(newest) if newest is not None else 0.0
-    return living(root) is None and _modified(RunDir(root).summary) > max(begun, submitted)
+    return summary > max(begun, submitted) and time.time() - summary > _LAST_WORD_SECONDS
 
 
 def _modified(path: Path) -> float:

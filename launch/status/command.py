@@ -20,6 +20,10 @@ from launch.status import state as states
 from launch.status.looking import Status
 from sft_dist.errors import EXIT_DONE, UserError
 from sft_dist.render.text import reveal
+from sft_dist.render.wording import count
+
+# In the table; each costs the reading of its files.
+_MOST_RUNS = 50
 
 
 def show(name: str | None, *, as_json: bool, forget: bool = False) -> int:
@@ -48,9 +52,9 @@ def _all(as_json: bool, forget: bool) -> int:
         jobs = queue.mine()
     except SlurmDown as error:
         trouble = str(error)
-    roots, gone = _roots(jobs)
+    roots, gone, older = _roots(jobs)
     statuses = sorted((_glance(root, jobs, trouble) for root in roots), key=_newest, reverse=True)
-    remarks = [*_remarks(statuses, gone, trouble), *(f"forgotten: {reveal(str(root))}" for root in forgotten)]
+    remarks = [*_remarks(statuses, gone, older, trouble), *(f"forgotten: {reveal(str(root))}" for root in forgotten)]
     if as_json:
         runs = [looking.to_json(status) for status in statuses]
         return _print_json({"runs": runs, "gone": [str(root) for root in gone], "slurm": trouble})
@@ -66,11 +70,13 @@ def _all(as_json: bool, forget: bool) -> int:
     return EXIT_DONE
 
 
-def _roots(jobs: Sequence[Job]) -> tuple[list[Path], list[Path]]:
-    """The folders of runs, each once, and those that are not there."""
-    known = dict.fromkeys([*registry.read(), *(job.run for job in jobs if job.run is not None)])
-    there = [root for root in known if root.is_dir()]
-    return there, [root for root in known if root not in there]
+def _roots(jobs: Sequence[Job]) -> tuple[list[Path], list[Path], int]:
+    """The folders of runs, each once, those that are not there, and how many older ones are left out."""
+    remembered = registry.read()
+    queued = [job.run for job in jobs if job.run is not None]
+    known = dict.fromkeys([*remembered[-_MOST_RUNS:], *queued])
+    there = {root: None for root in known if root.is_dir()}
+    return list(there), [root for root in known if root not in there], len({*remembered} - {*known})
 
 
 def _glance(root: Path, jobs: Sequence[Job], trouble: str | None) -> Status:
@@ -89,12 +95,14 @@ def _newest(status: Status) -> float:
         return 0.0
 
 
-def _remarks(statuses: Sequence[Status], gone: Sequence[Path], trouble: str | None) -> list[str]:
+def _remarks(statuses: Sequence[Status], gone: Sequence[Path], older: int, trouble: str | None) -> list[str]:
     lines = []
     if not statuses:
         lines.append("no runs on Slurm are known here; `sft-dist status RUN` shows the one in a folder")
     if trouble is not None and statuses:
         lines.append(rendering.no_answer(trouble))
+    if older:
+        lines.append(f"{count(older, 'older run')} left out; `sft-dist status RUN` shows it")
     if gone:
         names = ", ".join(reveal(str(root)) for root in gone[:3]) + (", ..." if len(gone) > 3 else "")
         what = "a folder that is" if len(gone) == 1 else f"{len(gone)} folders that are"

@@ -148,7 +148,7 @@ def _about_the_job(status: Status) -> Iterator[tuple[str, str]]:
         return
     partition = (job.partition if job is not None else None) or submission.partition
     parts = [
-        submission.job_id or "not numbered yet",
+        reveal(submission.job_id or "not numbered yet"),
         reveal(submission.name),
         f"{submission.nodes} x {submission.tasks_per_node} processes",
         f"{reveal(submission.strategy)}",
@@ -182,7 +182,9 @@ def _about_the_training(status: Status) -> Iterator[tuple[str, str]]:
         pace = f", {_step_time(now.seconds_per_step)} a step" if now.seconds_per_step else ""
         yield "tokens/s", f"{now.tokens_per_second:,.0f}{pace}"
     left = now.seconds_left
-    if status.ends is not None and left is not None:
+    if status.ends is not None and left == 0:
+        yield "ends", "soon: all steps are done"
+    elif status.ends is not None and left is not None:
         yield "ends", f"{_clock(status.ends)}, in {_rough(left)} of training"
     elif status.state.kind == "queued" and left is not None:
         yield "needs", f"{_rough(left)} more of training"

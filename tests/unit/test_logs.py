@@ -277,7 +277,12 @@ def test_ranks_that_stopped_in_order_have_not_failed(run: SlurmRun) -> None:
     run.start(0)
     run.rank(0, 75, 5, stopped=True)
     run.rank(1, -15, 6, stopped=True)
+    run.rank(2, 140, 6, stopped=True)
     assert first_failure(run.root) is None
+    run.rank(3, -9, 9, stopped=True)
+    failure = first_failure(run.root)
+    assert failure is not None
+    assert (failure.rank, failure.cause) == (3, "did not end in time when it was told to stop, and was killed")
 
 
 # Watching
@@ -351,6 +356,21 @@ def test_a_cancelled_run_is_watched_until_it_has_ended(run: SlurmRun, monkeypatc
     monkeypatch.undo()
     run.end(9, "stop", "cancelled", code=75)
     assert over(run.root)
+
+
+def test_a_run_that_is_trained_is_watched_until_its_job_has_said_so(
+    run: SlurmRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.start(0)
+    (run.root / "summary.json").write_text("{}")
+    assert not over(run.root)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 600)
+    assert over(run.root)
+    monkeypatch.undo()
+    run.end(60, "done", "done", code=0, step=120)
+    assert over(run.root)
+    assert bare(printed(capsys, str(run.root)))[-1] == "run | attempt 1 of job 123 has ended at step 120: done"
 
 
 def test_a_local_run_is_over_when_nobody_holds_it(tmp_path: Path) -> None:

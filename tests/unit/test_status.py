@@ -375,6 +375,20 @@ def test_all_runs_of_the_queue_and_of_memory_are_listed_newest_first(
     assert registry.read() == [old.root]
 
 
+def test_the_table_is_not_longer_than_one_looks_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.status.command._MOST_RUNS", 2)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        registry.add(tmp_path / name)
+    assert cli.main(["status"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in shown[2:4]} == {"b", "c"}
+    assert shown[-1] == "1 older run left out; `sft-dist status RUN` shows it"
+
+
 def test_without_runs_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status"]) == 0
     assert (
