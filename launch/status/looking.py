@@ -11,7 +11,7 @@ from launch.logs.failure import Failure, first_failure
 from launch.slurm import queue
 from launch.slurm.commands import SlurmDown
 from launch.slurm.queue import Answer
-from launch.slurm.records import Start, seconds
+from launch.slurm.records import End, Start, seconds
 from launch.status import state as states
 from launch.status.progress import Progress, newest_checkpoint, progress
 from launch.status.state import Held, State
@@ -36,10 +36,13 @@ class Status:
 
     @property
     def requeues(self) -> int:
-        """How often the newest job has gone back into the queue, or begun again."""
+        """How often the newest job has gone back into the queue."""
         told = self.answer.job.restarts if self.answer.job is not None else None
-        begun = [each.restart for each in self.held.attempts if isinstance(each, Start)]
-        return max([told or 0, *begun])
+        attempts = self.held.attempts
+        begun = [each.restart for each in attempts if isinstance(each, Start)]
+        # Attempts on the same nodes do not go by the queue.
+        in_place = sum(1 for each in attempts if isinstance(each, End) and each.verdict == "again")
+        return max([told or 0, *(restart - in_place for restart in begun)])
 
     @property
     def ends(self) -> float | None:
