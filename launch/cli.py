@@ -56,6 +56,18 @@ def _submit(options: argparse.Namespace) -> int:
     return command.submit_run(recipe, options.cluster, options.nodes, options.print)
 
 
+def _resume(options: argparse.Namespace) -> int:
+    from launch.slurm import command
+
+    return command.resume(options.run, options.cluster, options.nodes)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from launch.slurm import command
+
+    return command.cancel(options.run)
+
+
 def _check(options: argparse.Namespace) -> int:
     from launch import check, recipe_files
     from sft_dist.recipe import load_recipe
@@ -198,14 +210,26 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _cluster_options(sub: argparse.ArgumentParser, required: bool) -> None:
-    sub.add_argument("--cluster", metavar="PROFILE", required=required, help="the cluster's YAML; see slurm/clusters")
-    sub.add_argument("--nodes", type=_positive, metavar="N", help="(default: as the profile says)")
+    held = "" if required else " (default: as before)"
+    sub.add_argument(
+        "--cluster", metavar="PROFILE", required=required, help=f"the cluster's YAML; see slurm/clusters{held}"
+    )
+    sub.add_argument("--nodes", type=_positive, metavar="N", help=held.strip() or "(default: as the profile says)")
 
 
 def _submit_options(sub: argparse.ArgumentParser) -> None:
     _recipe_options(sub)
     _cluster_options(sub, required=True)
     sub.add_argument("--print", action="store_true", help="show the batch script and touch nothing")
+
+
+def _resume_options(sub: argparse.ArgumentParser) -> None:
+    _cancel_options(sub)
+    _cluster_options(sub, required=False)
+
+
+def _cancel_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="the folder of a run that was submitted")
 
 
 def _positive(word: str) -> int:
@@ -293,6 +317,8 @@ def _within(low: int, high: int) -> Callable[[str], int]:
 _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("run", _run, "train by a recipe on this machine"),
     ("submit", _submit, "train by a recipe on a Slurm cluster"),
+    ("resume", _resume, "submit a run again that has ended before it was done"),
+    ("cancel", _cancel, "end the job of a run; its checkpoints stay"),
     ("check", _check, "find now what would fail later"),
     ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
@@ -308,6 +334,8 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "run": _run_options,
     "submit": _submit_options,
+    "resume": _resume_options,
+    "cancel": _cancel_options,
     "check": _recipe_options,
     "preview": _preview_options,
     "lengths": _lengths_options,
