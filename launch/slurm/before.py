@@ -52,6 +52,10 @@ def main(words: list[str]) -> int:
     except UserError as error:
         print(f"sft-dist: {error}", file=sys.stderr)
         return EXIT_USER
+    except OSError as error:
+        print(f"sft-dist: {SlurmDir(root).folder}: cannot be written: {error.strerror}; mend that, then "
+              f"`sft-dist resume {root}`", file=sys.stderr)  # fmt: skip
+        return EXIT_USER
     return EXIT_DONE
 
 

@@ -69,6 +69,7 @@ class Job:
             module=list(self.module),
             result=str(self.result) if self.result else None,
             hook=list(self.hook),
+            folder=os.getcwd(),
         )
 
 
@@ -154,7 +155,8 @@ def refuse_if_queued(root: Path) -> None:
         raise UserError(str(error)) from error
     for line in lines:
         number, state, comment = [*line.split(maxsplit=2), "", ""][:3]
-        if comment == str(root.absolute()):
+        # The same folder has several names, through links.
+        if comment and os.path.realpath(comment) == os.path.realpath(root):
             raise UserError(
                 f"output.output_dir: {root} belongs to job {number}, which is {state.lower()}; wait for it, or end it: "
                 f"sft-dist cancel {root}"
