@@ -224,8 +224,11 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _cluster_options(sub: argparse.ArgumentParser, required: bool) -> None:
-    sub.add_argument("--cluster", metavar="PROFILE", required=required, help="the cluster's YAML; see slurm/clusters")
-    sub.add_argument("--nodes", type=_positive, metavar="N", help="(default: as the profile says)")
+    held = "" if required else " (default: as before)"
+    sub.add_argument(
+        "--cluster", metavar="PROFILE", required=required, help=f"the cluster's YAML; see slurm/clusters{held}"
+    )
+    sub.add_argument("--nodes", type=_positive, metavar="N", help=held.strip() or "(default: as the profile says)")
 
 
 def _submit_options(sub: argparse.ArgumentParser) -> None:
@@ -238,12 +241,12 @@ def _submit_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _resume_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run", metavar="RUN", help="a run's folder")
+    _cancel_options(sub)
     _cluster_options(sub, required=False)
 
 
 def _cancel_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run", metavar="RUN", help="a run's folder")
+    sub.add_argument("run", metavar="RUN", help="the folder of a run that was submitted")
 
 
 def _positive(word: str) -> int:
@@ -345,8 +348,8 @@ def _within(low: int, high: int) -> Callable[[str], int]:
 _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("run", _run, "train by a recipe on this machine"),
     ("submit", _submit, "train by a recipe on a Slurm cluster"),
-    ("resume", _resume, "submit a run on Slurm again, from its newest checkpoint"),
-    ("cancel", _cancel, "end a run on Slurm; it can go on later"),
+    ("resume", _resume, "submit a run again that has ended before it was done"),
+    ("cancel", _cancel, "end the job of a run; its checkpoints stay"),
     ("check", _check, "find now what would fail later"),
     ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),

@@ -71,6 +71,7 @@ class Job:
             module=list(self.module),
             result=str(self.result) if self.result else None,
             hook=list(self.hook),
+            folder=os.getcwd(),
         )
 
 
@@ -153,7 +154,8 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
 def refuse_if_queued(root: Path) -> None:
     """Raise :class:`UserError` where a job of this run is queued or runs."""
     for one in jobs_in_queue.mine():
-        if one.run == root.absolute() and not one.has_ended:
+        # The same folder has several names, through links.
+        if one.run is not None and os.path.realpath(one.run) == os.path.realpath(root) and not one.has_ended:
             raise UserError(
                 f"output.output_dir: {root} belongs to job {one.id}, which is {one.state.lower()}; wait for it, or end "
                 f"it: sft-dist cancel {root}"
