@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 import xml.etree.ElementTree as ET
 
+# Daemons lie where not every PATH goes.
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
+_NEW_PYTHON = "/usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null"
 # What a machine may lack, as the tests name it, and whether this one lacks it.
 LACKING = {
     "needs CUDA": shutil.which("nvidia-smi") is None,
+    "needs Slurm": any(shutil.which(name, path=_PATH) is None for name in ("munged", "slurmctld", "slurmd", "sbatch")),
+    "needs a Python that other users can run": os.getuid() == 0 and os.system(_NEW_PYTHON) != 0,
     "needs flash-attn": importlib.util.find_spec("flash_attn") is None,
 }
 

@@ -11,13 +11,14 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from launch import devices, hub, local
 from launch.environment import config_path, worker_environments
+from launch.place import Place, this_machine
 from sft_dist import builtin_models
 from sft_dist.backend import Backend, refuse_contradictions
 from sft_dist.checkpoints import folder as folders
@@ -45,12 +46,23 @@ class Finding:
     text: str
 
 
-def findings(recipe: Recipe) -> list[Finding]:
-    """What is known of a recipe on this machine, without starting a process."""
+def findings(recipe: Recipe, place: Place | None = None) -> list[Finding]:
+    """What is known of a recipe without starting a process, for a run in `place`, or on this machine."""
     found: list[Finding] = []
-    for part in (_packages, _output, _model, _data, _parallel):
+
+    def where() -> Place:
+        return place or this_machine(recipe)
+
+    parts: tuple[Callable[[], Iterator[Finding]], ...] = (
+        lambda: _packages(recipe, where()),
+        lambda: _output(recipe),
+        lambda: _model(recipe),
+        lambda: _data(recipe),
+        lambda: _parallel(recipe, where()),
+    )
+    for part in parts:
         try:
-            found += part(recipe)
+            found += part()
         except UserError as error:
             found.append(Finding("fault", str(error)))
     return found
@@ -79,12 +91,11 @@ def report(recipe: Recipe, file: Path, overrides: Sequence[str]) -> int:
     return local.run_module("sft_dist.preview", ["--check", str(file), *overrides])
 
 
-def _packages(recipe: Recipe) -> Iterator[Finding]:
+def _packages(recipe: Recipe, place: Place) -> Iterator[Finding]:
     needed = [*_NEEDED, *recipe.train.report_to]
     needed += ["peft"] if recipe.peft.use_peft else []
     needed += ["bitsandbytes"] if recipe.peft.load_in_4bit else []
-    gpus = devices.gpus()
-    strategy = local.choose_strategy(recipe, local.choose_processes(recipe, gpus), gpus)
+    strategy = place.strategy(recipe)
     needed += ["deepspeed"] if strategy.startswith("zero") else []
     for name in needed:
         if importlib.util.find_spec(name) is None:
@@ -234,10 +245,8 @@ def _split(name: str, split: str, revision: str | None, key: str) -> Finding:
     return Finding("unverified", f"{key}: {name} is not in the cache, and the hub cannot be reached from here")
 
 
-def _parallel(recipe: Recipe) -> Iterator[Finding]:
-    gpus = devices.gpus()
-    processes = local.choose_processes(recipe, gpus)
-    strategy = local.choose_strategy(recipe, processes, gpus)
+def _parallel(recipe: Recipe, place: Place) -> Iterator[Finding]:
+    gpus, processes, strategy = place.gpus, place.world, place.strategy(recipe)
     _refuse_edited_files(recipe, strategy, processes)
     _refuse_other_batches(recipe, processes)
     _refuse_offload_path(recipe)
@@ -252,10 +261,15 @@ def _parallel(recipe: Recipe) -> Iterator[Finding]:
     if kernel == "flex_attention" and not gpus:
         raise UserError(f"model.attn_implementation: {kernel} trains on a GPU only, and there is none; take sdpa")
     able, why = devices.bf16_supported(gpus)
-    if recipe.train.bf16 and not able:
+    # The processors of other machines are not known here.
+    known = place.is_here or bool(gpus)
+    if recipe.train.bf16 and known and not able:
         raise UserError(f"train.bf16: {why}; set train.bf16=false or leave it out")
     precision = "bf16" if (able if recipe.train.bf16 is None else recipe.train.bf16) else "fp32"
+    precision = precision if known or recipe.train.bf16 is not None else "the processors' precision"
     where = f"{len(gpus)} x {gpus[0].name}" if gpus else f"{devices.cpu_cores()} cores, no GPU"
+    if not place.is_here:
+        where = f"{place.nodes} node{'s' * (place.nodes > 1)} of {place.processes}" + f", {where}" * bool(gpus)
     yield Finding("fine", f"parallel: {strategy} on {processes} process{'es' * (processes > 1)}, {precision} ({where})")
 
 

@@ -47,6 +47,27 @@ def _run(options: argparse.Namespace) -> int:
         return retries.run(recipe, command_line(), options.retries, local.run)
 
 
+def _submit(options: argparse.Namespace) -> int:
+    from launch import recipe_files
+    from launch.slurm import command
+    from sft_dist.recipe import load_recipe
+
+    recipe = load_recipe(recipe_files.find(options.recipe), options.overrides)
+    return command.submit_run(recipe, options.cluster, options.nodes, options.print, options.probe)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from launch.slurm import command
+
+    return command.resume(options.run, options.cluster, options.nodes)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from launch.slurm import command
+
+    return command.cancel(options.run)
+
+
 def _check(options: argparse.Namespace) -> int:
     from launch import check, recipe_files
     from sft_dist.recipe import load_recipe
@@ -87,6 +108,20 @@ def _checkpoints(options: argparse.Namespace) -> int:
     from launch import checkpoints
 
     return checkpoints.show(options.run, contents=not options.quick, as_json=options.json)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from launch.status import command
+
+    return command.show(options.run, as_json=options.json, forget=options.forget)
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from launch.logs import command
+
+    return command.show(
+        options.run, ranks=options.rank, follow=options.follow, since_text=options.since, lines=options.lines
+    )
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -137,6 +172,14 @@ def _pipeline(options: argparse.Namespace) -> int:
         nodes=options.nodes,
     )
     return command.run(options.pipeline, options.overrides, wishes)
+
+
+def _dev_cluster(options: argparse.Namespace) -> int:
+    from launch import dev_cluster
+
+    if options.action == "up":
+        return dev_cluster.up(options.nodes, options.gpus, options.cpus, options.folder, options.foreground)
+    return {"down": dev_cluster.down, "status": dev_cluster.status}[options.action](options.folder)
 
 
 def _recipes(_: argparse.Namespace) -> int:
@@ -196,6 +239,38 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--retries", type=_count, default=0, metavar="N", help="start again so often where it dies (0)")
 
 
+def _cluster_options(sub: argparse.ArgumentParser, required: bool) -> None:
+    held = "" if required else " (default: as before)"
+    sub.add_argument(
+        "--cluster", metavar="PROFILE", required=required, help=f"the cluster's YAML; see slurm/clusters{held}"
+    )
+    sub.add_argument("--nodes", type=_positive, metavar="N", help=held.strip() or "(default: as the profile says)")
+
+
+def _submit_options(sub: argparse.ArgumentParser) -> None:
+    _recipe_options(sub)
+    _cluster_options(sub, required=True)
+    sub.add_argument("--print", action="store_true", help="show the batch script and touch nothing")
+    sub.add_argument(
+        "--probe", action="store_true", help="first look at the nodes and their links by a job of a minute"
+    )
+
+
+def _resume_options(sub: argparse.ArgumentParser) -> None:
+    _cancel_options(sub)
+    _cluster_options(sub, required=False)
+
+
+def _cancel_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="the folder of a run that was submitted")
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or not int(word):
+        raise argparse.ArgumentTypeError(f"{word} is no number above 0")
+    return int(word)
+
+
 def _count(word: str) -> int:
     if not word.isdigit():
         raise argparse.ArgumentTypeError(f"{word} is no number of times")
@@ -237,12 +312,6 @@ def _pipeline_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--nodes", type=_positive, metavar="N", help="nodes of the stages that name none")
 
 
-def _positive(word: str) -> int:
-    if not word.isdigit() or not int(word):
-        raise argparse.ArgumentTypeError(f"{word} is no number above 0")
-    return int(word)
-
-
 def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL_DIR", help="a run's folder, a model directory or a hub id")
     sub.add_argument("--recipe", help="recipe that names the held-out data (default: that of the model's run)")
@@ -254,6 +323,20 @@ def _checkpoints_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", metavar="RUN", help="a run's folder, or its checkpoints folder")
     sub.add_argument("--quick", action="store_true", help="look at sizes only, do not read the contents")
     sub.add_argument("--json", action="store_true", help="print the same as JSON")
+
+
+def _status_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", nargs="?", help="a run's folder (default: all of your runs on Slurm)")
+    sub.add_argument("--json", action="store_true", help="print the same as JSON")
+    sub.add_argument("--forget", action="store_true", help="forget the runs whose folders are gone")
+
+
+def _logs_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run's folder")
+    sub.add_argument("--rank", action="append", default=[], metavar="R", help="only these: 3, 0-7; may be repeated")
+    sub.add_argument("--follow", action="store_true", help="go on with what comes, until the run is over")
+    sub.add_argument("--since", metavar="TIME", help="90s, 10m, 2h, 1d ago, or a time such as 2026-11-25T17:01")
+    sub.add_argument("--lines", metavar="N", help="the last so many, or all (100; all with --since)")
 
 
 def _export_options(sub: argparse.ArgumentParser) -> None:
@@ -272,8 +355,29 @@ def _chat_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
 
 
+def _dev_cluster_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("action", choices=("up", "down", "status"), help="start one, end it, show how it is")
+    sub.add_argument("--nodes", type=_within(1, 64), default=4, help="how many nodes to start (4)")
+    sub.add_argument("--gpus", type=_within(0, 64), default=2, help="pretended GPUs of each node (2)")
+    sub.add_argument("--cpus", type=_within(1, 1024), help="processors of each node (4, or one per GPU)")
+    sub.add_argument("--folder", metavar="DIR", help="where everything lies (one per user, in the temporary folder)")
+    sub.add_argument("--foreground", action="store_true", help="stay, and end it at Ctrl-C or when this dies")
+
+
+def _within(low: int, high: int) -> Callable[[str], int]:
+    def number(word: str) -> int:
+        if not word.isdecimal() or not low <= int(word) <= high:
+            raise argparse.ArgumentTypeError(f"{word} is no number from {low} to {high}")
+        return int(word)
+
+    return number
+
+
 _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("run", _run, "train by a recipe on this machine"),
+    ("submit", _submit, "train by a recipe on a Slurm cluster"),
+    ("resume", _resume, "submit a run again that has ended before it was done"),
+    ("cancel", _cancel, "end the job of a run; its checkpoints stay"),
     ("check", _check, "find now what would fail later"),
     ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
@@ -281,13 +385,19 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("pipeline", _pipeline, "run a chain of stages, each from what others made, and go on where it ended"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
+    ("status", _status, "show what a run is doing, or all of your runs on Slurm"),
+    ("logs", _logs, "show the first error and the logs of all ranks as one"),
     ("export", _export, "write what a training left as a plain model directory"),
     ("chat", _chat, "talk to a model in the terminal"),
+    ("dev-cluster", _dev_cluster, "a real Slurm of several nodes on this machine, to try things out on"),
     ("recipes", _recipes, "list the packaged recipes"),
     ("schema", _schema, "print the JSON Schema of recipes, for editors"),
 )
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "run": _run_options,
+    "submit": _submit_options,
+    "resume": _resume_options,
+    "cancel": _cancel_options,
     "check": _recipe_options,
     "preview": _preview_options,
     "lengths": _lengths_options,
@@ -295,8 +405,11 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "pipeline": _pipeline_options,
     "eval": _eval_options,
     "checkpoints": _checkpoints_options,
+    "status": _status_options,
+    "logs": _logs_options,
     "export": _export_options,
     "chat": _chat_options,
+    "dev-cluster": _dev_cluster_options,
 }
 
 if __name__ == "__main__":

@@ -98,9 +98,9 @@ def worker_environments(
 ) -> list[dict[str, str]]:
     """One environment per process of a node, by local rank, each `base` with the variables of the strategy on top.
 
-    `processes` are those of each of the `nodes`, of which this is number `node`. `omp_num_threads` is what `--num_cpu_threads_per_process` is to accelerate. Raises :class:`UserError` for
-    an unknown strategy, for `single` on several processes, and for a file with settings that only accelerate
-    itself understands.
+    `processes` are those of each of the `nodes`, of which this is number `node`. `omp_num_threads` is what
+    `--num_cpu_threads_per_process` is to accelerate. Raises :class:`UserError` for an unknown strategy, for `single`
+    on several processes, and for a file with settings that only accelerate itself understands.
     """
     path = config_path(strategy)
     config = _read(path)

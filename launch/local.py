@@ -93,15 +93,17 @@ def choose_processes(recipe: Recipe, gpus: Sequence[devices.Gpu]) -> int:
     return wanted
 
 
-def choose_strategy(recipe: Recipe, processes: int, gpus: Sequence[devices.Gpu]) -> str:
-    """The strategy, with `auto` resolved (see :mod:`launch.fit`). Raises :class:`UserError`."""
-    strategy = recipe.parallel.strategy
+def choose_strategy(recipe: Recipe, processes: int, gpus: Sequence[devices.Gpu], nodes: int = 1) -> str:
+    """The strategy on `nodes` of so many `processes` and `gpus` each, with `auto` resolved (see :mod:`launch.fit`).
+
+    Raises :class:`UserError`.
+    """
+    strategy, world = recipe.parallel.strategy, processes * nodes
     if strategy == "auto":
-        return "single" if processes == 1 else fit.strategy_for(recipe, processes, gpus)
-    if strategy == "single" and processes > 1:
-        raise UserError(
-            f"parallel.strategy: single is one process, parallel.processes is {processes}; take auto, ddp or zero2"
-        )
+        return "single" if world == 1 else fit.strategy_for(recipe, world, gpus)
+    if strategy == "single" and world > 1:
+        have = f"there are {nodes} nodes of {processes}" if nodes > 1 else f"parallel.processes is {processes}"
+        raise UserError(f"parallel.strategy: single is one process, {have}; take auto, ddp or zero2")
     if strategy in NODE_SHARDS and processes == 1:
         raise UserError(
             f"parallel.strategy: {strategy} shards over the processes of a node, and there is one; take single, or set "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import signal
 import sys
 from collections.abc import Iterable
@@ -16,6 +17,8 @@ SPOKEN = (EXIT_USER, EXIT_RESUMABLE)
 PREFIX = "sft-dist:"
 _LINES = 20
 _TAIL_BYTES = 1 << 16
+# How `logstamp` begins each line.
+_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z ")
 
 
 def report(name: str, code: int, log: Path | None, start: int) -> None:
@@ -57,7 +60,7 @@ def message(log: Path | None, start: int) -> list[str]:
 
 
 def _tail(log: Path | None, start: int) -> list[str]:
-    """The last lines of a log, as they can be shown: a progress bar's last state, no control characters."""
+    """The last lines of a log, as they can be shown: a progress bar's last state, no control characters, no times."""
     if log is None:
         return []
     try:
@@ -68,5 +71,6 @@ def _tail(log: Path | None, start: int) -> list[str]:
     except OSError:
         return []
     shown = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    shown = (_TIME.sub("", line) for line in shown)
     printable = ("".join(c if c.isprintable() else " " for c in line).rstrip() for line in shown)
     return [line for line in printable if line]

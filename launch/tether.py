@@ -40,6 +40,9 @@ def run(launcher: int, command: list[str]) -> None:
 
 def watch(lines: Iterable[str]) -> None:
     """Keep account of process groups until `lines` end, then kill those that are left."""
+    # Slurm signals every process of a job; this one has to outlive the others.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
     for line in lines:
         group = int(line)

@@ -20,7 +20,7 @@ def main(words: list[str]) -> int:
             raise UserError("no recipe was given; usage: python -m sft_dist RECIPE [section.key=value ...]")
         recipe = load_recipe(words[0], words[1:])
         # From here on, for the libraries take seconds to load.
-        with StopRequests(recipe.checkpoint.signals, recipe.checkpoint.grace):
+        with StopRequests(recipe.checkpoint.signals, recipe.checkpoint.grace, to_the_end=True):
             settle_accelerator()
             from sft_dist import worker
 

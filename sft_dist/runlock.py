@@ -15,6 +15,7 @@ import platform
 import secrets
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ HEARTBEAT_SECONDS = 5.0
 # Of silence, after which a run that cannot be asked for counts as ended.
 STALE_SECONDS = 60.0
 _MOST_BYTES = 16 * 1024
+_POLL_SECONDS = 0.5
 # Each is lost to a run that took the lock and gave it back within a few system calls.
 _TRIES = 100
 _ENDED = ("Z", "X", "x")
@@ -39,7 +41,8 @@ class RunLock:
     """The lock of the run in `root`, held between :meth:`acquire` and :meth:`release`, or within `with`.
 
     `replaced` is one line about the run whose lock was taken over, None where there was none. A process that is
-    stopped for longer than `stale_seconds` may lose its lock to another machine; :meth:`is_held` tells.
+    stopped for longer than `stale_seconds` may lose its lock to another machine; :meth:`is_held` tells. Another run
+    that holds it is given `wait_seconds` to end.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class RunLock:
         *,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
+        wait_seconds: float = 0.0,
     ) -> None:
         self.root = root
         self.replaced: str | None = None
@@ -57,6 +61,7 @@ class RunLock:
         self._command = command
         self._heartbeat = heartbeat_seconds
         self._stale = stale_seconds
+        self._wait = wait_seconds
         self._mine = b""
         self._pid = 0
         self._ended = threading.Event()
@@ -67,10 +72,21 @@ class RunLock:
         mine = holder.model_dump_json(indent=2).encode() + b"\n"
         with _told(self.root):
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            stale = _take(self._file, mine, self._stale)
+            stale = self._taken(mine)
         self._mine, self._pid, self._ended = mine, holder.pid, threading.Event()
         self.replaced = stale.obituary() if stale is not None else None
         threading.Thread(target=self._beat, args=(self._ended,), name="run-lock", daemon=True).start()
+
+    def _taken(self, mine: bytes) -> _Found | None:
+        """Take the lock, as soon as it is free. Returns the stale one that stood there, None where none did."""
+        deadline = time.monotonic() + self._wait
+        while True:
+            try:
+                return _take(self._file, mine, self._stale)
+            except _InUse:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
 
     def release(self) -> None:
         """Give the folder back. Does nothing where the lock is not ours, or is that of the process we forked from."""

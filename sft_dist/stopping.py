@@ -36,12 +36,14 @@ class StopRequests:
 
     Outside of the training, where there is nothing to save, a signal raises :class:`Stopped`. Within it the signal is
     only noted. `grace` seconds after the first one the process ends in any case, with the code for a run that can go
-    on. A second SIGINT ends it at once.
+    on. A second SIGINT ends it at once. `to_the_end`: after a stop nothing is heard any more, for Slurm and a launcher
+    may both send what ends the run, and the later one must not make another exit code of it.
     """
 
-    def __init__(self, names: Sequence[str], grace: float) -> None:
+    def __init__(self, names: Sequence[str], grace: float, to_the_end: bool = False) -> None:
         self._numbers = [signal.Signals[name] for name in names]
         self._grace = grace
+        self._to_the_end = to_the_end
         self.number = 0
         self._at = 0.0
         self.within_training = False
@@ -55,10 +57,11 @@ class StopRequests:
         threading.Thread(target=self._listen, name="stop-requests", daemon=True).start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         signal.set_wakeup_fd(self._wakeup)
+        deaf = self._to_the_end and kind is not None and issubclass(kind, Stopped)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if deaf else handler)
         self._before = {}
         # The end of the pipe ends the thread.
         os.close(self._write)
@@ -103,11 +106,22 @@ class StopRequests:
             leave_at_once(f"{self.name}: no step ended within checkpoint.grace ({self._grace:g} s)")
 
     def _in_child(self) -> None:
-        """A process that loads data is stopped by its parent."""
+        """A process that loads data is stopped by its parent, which needs it up to the last step."""
         if self._before and threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
             for number in self._before:
-                signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+                signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+            if signal.SIGTERM in self._before and hasattr(signal, "sigwaitinfo"):
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+                threading.Thread(target=_obey, args=(os.getppid(),), name="obey-parent", daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    """End this process at a SIGTERM of its parent's. Slurm sends one to every process of a job that it takes down."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (parent, os.getpid()) and os.getppid() == parent:
+        pass
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def leave_at_once(message: str) -> None:

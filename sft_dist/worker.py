@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from sft_dist import builtin_models, trackers
 from sft_dist.backend import Backend, settle
@@ -24,6 +25,7 @@ from sft_dist.data.prepare import TrainingRows, summed
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import ChatTemplate, load_template, stop_token_ids
 from sft_dist.data.tokenizer import load_tokenizer
+from sft_dist.errors import UserError
 from sft_dist.evaluation.examination import BeforeTraining, Examination, report
 from sft_dist.identity import recipe_hash
 from sft_dist.loading import load_trained_model
@@ -119,9 +121,25 @@ def _train(
         survival = _survival(recipe, run, world, trainer, keeper, requests, say)
         trainer.survive(survival, held)
         ending.callback(survival.watchdog.stop)
-        trainer.train(resume_from_checkpoint=str(held.path) if held else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(held.path) if held else None)
+        except RuntimeError as error:
+            refuse_if_too_large(error, trainer.state.global_step - (held.manifest.step if held else 0))
+            raise
         survival.end_steps()
         return examination, summed(stream.accounts()) if recipe.data.streaming else data.train.account
+
+
+def refuse_if_too_large(error: RuntimeError, steps: int) -> None:
+    """Raise :class:`UserError` where memory ran out before the first step was done: it would at every start."""
+    if steps or not should_reduce_batch_size(error):
+        return
+    said = " ".join(str(error).split())[:200]
+    raise UserError(
+        f"train.per_device_train_batch_size: out of memory in the first step ({said}); lower it "
+        "(parallel.global_batch_size keeps the rows per step), set train.gradient_checkpointing=true, or take a "
+        "parallel.strategy that shards more, such as zero3"
+    ) from error
 
 
 def _silent(_: str) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sft_dist.errors import UserError
 
@@ -29,9 +29,12 @@ class SlurmDown(UserError):
     """Slurm is not there, or does not answer."""
 
 
-def ask(words: Sequence[str], timeout_s: float = _SECONDS) -> str:
-    """What a command of Slurm's prints. Its children hear no signals that this process ignores.
+def ask(
+    words: Sequence[str], timeout_s: float = _SECONDS, *, text: str = "", environment: Mapping[str, str] | None = None
+) -> str:
+    """What a command of Slurm's prints that is given `text` to read.
 
+    `environment` goes over that of this process.
     Raises :class:`SlurmDown` where there is no Slurm or it does not answer in time, :class:`SlurmRefused` for a no.
     """
     command = words[0]
@@ -40,15 +43,15 @@ def ask(words: Sequence[str], timeout_s: float = _SECONDS) -> str:
     try:
         asked = subprocess.Popen(
             list(words),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env=os.environ | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},
+            env={**os.environ, **(environment or {}), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"},
             start_new_session=True,
         )
-        answer, complaint = asked.communicate(timeout=timeout_s)
+        answer, complaint = asked.communicate(text, timeout=timeout_s)
     except OSError as error:
         raise SlurmDown(f"{command}: cannot be run: {error.strerror}; mend the installation of Slurm") from error
     except subprocess.TimeoutExpired:
@@ -84,7 +87,7 @@ def expanded(nodes: str, timeout_s: float = _SECONDS) -> list[str]:
 
 
 def minutes(text: str) -> float | None:
-    """A time of Slurm's (`D-HH:MM:SS`, `HH:MM:SS`, `MM:SS`, minutes) in minutes; None for UNLIMITED and what is none."""
+    """A time of Slurm's (`D-HH:MM:SS`, `HH:MM:SS`, `MM:SS`, minutes) in minutes; None for UNLIMITED and the like."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if match is None:
         return None

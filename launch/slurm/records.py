@@ -1,4 +1,4 @@
-"""What the control plane keeps of a run on Slurm, in RUN/slurm: files that are complete or absent, their owner's alone."""
+"""What is kept of a run on Slurm, in RUN/slurm: files that are complete or absent, their owner's alone."""
 
 from __future__ import annotations
 
@@ -68,7 +68,13 @@ class _Record(BaseModel):
 
 
 class Submission(_Record):
-    """What was asked of Slurm. `job_id` is `ARRAY_INDEX` for a job of an array, None before it is known."""
+    """What was asked of Slurm. `job_id` is `ARRAY_INDEX` for a job of an array, None before it is known.
+
+    `threads` are those of each process (OMP_NUM_THREADS); `signal_seconds` come before the time limit. `module`: words
+    behind `python -m` of a job that does not train; `result`: the file whose existence means that it is done. `hook`:
+    a command that is run with the word `begin` before the ranks and with `end` after a step that ended well. `folder`:
+    what the recipe's relative paths are relative to.
+    """
 
     job_id: str | None
     name: str
@@ -76,6 +82,7 @@ class Submission(_Record):
     nodes: int
     tasks_per_node: int
     strategy: str
+    threads: int = 1
     submitted: str
     partition: str | None = None
     time_minutes: float | None = None
@@ -83,6 +90,10 @@ class Submission(_Record):
     same_step: int = 3
     in_place: bool = True
     signal_seconds: int = 120
+    module: list[str] = []
+    result: str | None = None
+    hook: list[str] = []
+    folder: str | None = None
 
 
 class Start(_Record):

@@ -46,6 +46,26 @@ def accelerate(folder: Path, strategy: str, processes: int, port: int, worker: s
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def accelerate_nodes(folder: Path, strategy: str, nodes: int, processes: int, port: int) -> list[dict[str, str]]:
+    """What accelerate gives to each rank of several nodes, which here are launchers side by side."""
+    launchers = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_path(strategy)),
+                "--num_processes", str(nodes * processes), "--num_machines", str(nodes), "--machine_rank", str(node),
+                "--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--num_cpu_threads_per_process",
+                "3", "--deepspeed_multinode_launcher", "standard", str(WORKERS / "dump_environment.py"), str(folder),
+            ],
+            env=base_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for node in range(nodes)
+    ]  # fmt: skip
+    for launcher in launchers:
+        said, _ = launcher.communicate(timeout=120)
+        assert launcher.returncode == 0, said[-3000:]
+    return expected(folder, nodes * processes)
+
+
 def expected(folder: Path, processes: int) -> list[dict[str, str]]:
     found = [json.loads((folder / f"environment{rank}.json").read_text()) for rank in range(processes)]
     return [{name: value for name, value in one.items() if name not in ABSENT} for one in found]
@@ -60,6 +80,15 @@ def test_a_worker_s_environment_is_the_one_accelerate_gives(tmp_path: Path, stra
     accelerate(tmp_path, strategy, processes, port, "dump_environment.py")
     ours = worker_environments(strategy, processes, master_port=port, omp_num_threads=3, base=base_environment())
     assert ours == expected(tmp_path, processes)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3", "fsdp2"])
+def test_on_several_nodes_it_is_the_one_accelerate_gives_there(tmp_path: Path, strategy: str) -> None:
+    port = free_port()
+    given = accelerate_nodes(tmp_path, strategy, nodes=2, processes=2, port=port)
+    common = {"master_port": port, "omp_num_threads": 3, "base": base_environment()}
+    ours = [one for node in range(2) for one in worker_environments(strategy, 2, node=node, nodes=2, **common)]
+    assert ours == given
 
 
 def test_every_file_in_ds_configs_is_compared() -> None:

@@ -244,14 +244,27 @@ def test_a_forked_child_is_stopped_by_its_parent_only(start: Start, thread: str)
     process = start(
         f"""
 requests.within_training = True
+reading, writing = os.pipe()
+def ready_to_end():
+    os.write(writing, b".")
+def is_ready():
+    os.read(reading, 1)
 def fork():
     child = os.fork()
     if not child:
         ignored = [name for name in {ALL!r} if signal.getsignal(signal.Signals[name]) == signal.SIG_IGN]
         os.kill(os.getpid(), signal.SIGINT)
+        stranger = os.fork()
+        if not stranger:
+            os.kill(os.getppid(), signal.SIGTERM)
+            os._exit(0)
+        os.waitpid(stranger, 0)
         print("child", *ignored, signal.set_wakeup_fd(-1), requests.number, flush=True)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(0)
+        ready_to_end()
+        while True:
+            time.sleep(60)
+    is_ready()
+    os.kill(child, signal.SIGTERM)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), requests.number, flush=True)
 if {thread!r} == "main":
     fork()
@@ -261,7 +274,7 @@ else:
     other.join()
 """
     )
-    assert process.end() == (0, f"child SIGINT -1 0\n{-Signals.SIGTERM} 0\nleft\n", "")
+    assert process.end() == (0, f"child SIGINT SIGUSR1 SIGUSR2 -1 0\n{-Signals.SIGTERM} 0\nleft\n", "")
 
 
 def test_the_end_of_a_run_leaves_nothing(start: Start) -> None:
@@ -271,7 +284,7 @@ requests.within_training = True
 os.kill(os.getpid(), signal.SIGTERM)
 timers = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
 listeners = [each for each in threading.enumerate() if each.name == "stop-requests"]
-requests.__exit__()
+requests.__exit__(None)
 for each in timers + listeners:
     each.join()
 print(len(timers) > 0, len(listeners), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
