@@ -136,7 +136,7 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
         with executor.batch():
             queued = [executor.submit(task) for task in tasks]
     except Exception as error:
-        raise _refused(error) from error
+        raise _refused(error, jobs[0].root) from error
     finally:
         os.umask(before)
     found = []
@@ -154,7 +154,7 @@ def refuse_if_queued(root: Path) -> None:
     except (SlurmDown, SlurmRefused) as error:
         raise UserError(str(error)) from error
     for line in lines:
-        number, state, comment = [*line.split(maxsplit=2), "", ""][:3]
+        number, state, comment = [*line.split(maxsplit=2), "", "", ""][:3]
         # The same folder has several names, through links.
         if comment and os.path.realpath(comment) == os.path.realpath(root):
             raise UserError(
@@ -176,7 +176,7 @@ def _threads(profile: Profile) -> int:
     return 1 if profile.gpus_per_node else profile.cpus_per_task
 
 
-def _refused(error: Exception) -> UserError:
+def _refused(error: Exception, root: Path) -> UserError:
     """What submitit raises when sbatch fails, in one line."""
-    said = str(error).strip().splitlines()
-    return UserError(f"sbatch: {said[-1] if said else type(error).__name__}; nothing was queued")
+    said = [*str(error).strip().splitlines(), type(error).__name__]
+    return UserError(f"sbatch: {said[-2:][0]}; nothing was queued; mend it, then sft-dist resume {root}")

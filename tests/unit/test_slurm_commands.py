@@ -47,14 +47,13 @@ def test_a_command_that_hangs_is_given_up_with_its_children(fake: Fake, tmp_path
 @pytest.mark.parametrize(
     ("body", "kind", "said"),
     [
-        ("echo 'squeue: error: Invalid job id specified' >&2; exit 1", SlurmRefused, "squeue: Invalid job id specified"),
+        ("echo 'squeue: error: Invalid job id' >&2; exit 1", SlurmRefused, "squeue: Invalid job id"),
         ("printf 'sbatch: error: a\\n\\nsbatch: error: b\\n' >&2; exit 1", SlurmRefused, "squeue: a; b"),
         ("echo out; exit 3", SlurmRefused, "squeue: out"),
         ("exit 3", SlurmRefused, "squeue: failed with exit code 3"),
         (
-            "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1", SlurmDown,
-            "squeue: Slurm does not answer (slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
-            "); try again later",
+            "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", SlurmDown,
+            "squeue: Slurm does not answer (slurm_load_jobs error: Unable to contact slurm controller); try again later",
         ),
         ("printf '\\377' >&2; exit 1", SlurmRefused, "squeue: \ufffd"),
     ],
@@ -81,7 +80,9 @@ def test_the_fields_of_a_line_may_hold_blanks(fake: Fake) -> None:
     found = fields(line)
     assert found["JobName"] == "a b" and found["JobId"] == "7" and found["Reason"] == "(null)"
     assert found["TRES"] == "cpu=4,mem=1G"
-    fake("scontrol", f'[ "$3" = job ] && echo "{line}"; [ "$3" = hostnames ] || [ "$2" = hostnames ] && echo "n0\nn1"; :')
+    fake(
+        "scontrol", f'[ "$3" = job ] && echo "{line}"; [ "$3" = hostnames ] || [ "$2" = hostnames ] && echo "n0\nn1"; :'
+    )
     assert show("job", "7")["MCS_label"] == "N/A"
     assert expanded("n[0-1]") == ["n0", "n1"]
 
