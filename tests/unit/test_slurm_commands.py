@@ -52,8 +52,8 @@ def test_a_command_that_hangs_is_given_up_with_its_children(fake: Fake, tmp_path
         ("echo out; exit 3", SlurmRefused, "squeue: out"),
         ("exit 3", SlurmRefused, "squeue: failed with exit code 3"),
         (
-            "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", SlurmDown,
-            "squeue: Slurm does not answer (slurm_load_jobs error: Unable to contact slurm controller); try again later",
+            "echo 'load_jobs error: Unable to contact slurm controller' >&2; exit 1", SlurmDown,
+            "squeue: Slurm does not answer (load_jobs error: Unable to contact slurm controller); try again later",
         ),
         ("printf '\\377' >&2; exit 1", SlurmRefused, "squeue: \ufffd"),
     ],
