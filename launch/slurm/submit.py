@@ -138,7 +138,7 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
         with executor.batch():
             queued = [executor.submit(task) for task in tasks]
     except Exception as error:
-        raise _refused(error) from error
+        raise _refused(error, jobs[0].root) from error
     finally:
         os.umask(before)
     found = []
@@ -153,7 +153,16 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
 
 def refuse_if_queued(root: Path) -> None:
     """Raise :class:`UserError` where a job of this run is queued or runs."""
+<<<<<<< HEAD
     for one in jobs_in_queue.mine():
+=======
+    try:
+        lines = ask(["squeue", "--me", "--noheader", "--format=%i %T %k"]).splitlines()
+    except (SlurmDown, SlurmRefused) as error:
+        raise UserError(str(error)) from error
+    for line in lines:
+        number, state, comment = [*line.split(maxsplit=2), "", "", ""][:3]
+>>>>>>> ut6
         # The same folder has several names, through links.
         if one.run is not None and os.path.realpath(one.run) == os.path.realpath(root) and not one.has_ended:
             raise UserError(
@@ -175,7 +184,7 @@ def _threads(profile: Profile) -> int:
     return 1 if profile.gpus_per_node else profile.cpus_per_task
 
 
-def _refused(error: Exception) -> UserError:
+def _refused(error: Exception, root: Path) -> UserError:
     """What submitit raises when sbatch fails, in one line."""
-    said = str(error).strip().splitlines()
-    return UserError(f"sbatch: {said[-1] if said else type(error).__name__}; nothing was queued")
+    said = [*str(error).strip().splitlines(), type(error).__name__]
+    return UserError(f"sbatch: {said[-2:][0]}; nothing was queued; mend it, then sft-dist resume {root}")

@@ -86,7 +86,7 @@ def test_a_run_that_everything_happens_to_ends_with_the_weights_of_an_undisturbe
     run.until(run.is_done)
     assert [end.verdict for end in run.ends()] == [verdict for _, verdict in expected if verdict] + ["done"]
     killed, limit, _ = run.ends()
-    assert (killed.rank, killed.code) == (1, 137) and "rank 1 on n1 was killed by SIGKILL" in killed.reason
+    assert killed.rank == 1 and "rank 1 on n1 was killed by SIGKILL" in killed.reason
     assert limit.reason == "time limit"
     dead = run.starts()[-2].nodes[1]
     assert dead not in run.starts()[-1].nodes
