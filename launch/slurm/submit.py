@@ -153,16 +153,7 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
 
 def refuse_if_queued(root: Path) -> None:
     """Raise :class:`UserError` where a job of this run is queued or runs."""
-<<<<<<< HEAD
     for one in jobs_in_queue.mine():
-=======
-    try:
-        lines = ask(["squeue", "--me", "--noheader", "--format=%i %T %k"]).splitlines()
-    except (SlurmDown, SlurmRefused) as error:
-        raise UserError(str(error)) from error
-    for line in lines:
-        number, state, comment = [*line.split(maxsplit=2), "", "", ""][:3]
->>>>>>> ut6
         # The same folder has several names, through links.
         if one.run is not None and os.path.realpath(one.run) == os.path.realpath(root) and not one.has_ended:
             raise UserError(
