@@ -135,7 +135,9 @@ def test_a_run_in_the_queue_is_found_by_its_folder(
 ) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "link").symlink_to("runs")
-    monkeypatch.setenv("QUEUE", f"29 PENDING /other\n30_2 RUNNING {spelling.format(root=tmp_path)}\n31 PENDING")
+    held = [("29", "PENDING", "/other"), ("30_2", "RUNNING", spelling.format(root=tmp_path)), ("31", "PENDING", "")]
+    lines = [f"{job}|{state}|None|N/A|N/A|N/A||main|{comment}" for job, state, comment in held]
+    monkeypatch.setenv("QUEUE", "\n".join(lines))
     with pytest.raises(UserError, match="runs/one belongs to job 30_2, which is running; wait for it, or end it"):
         submit.submit(asked(), ["sft-dist", "submit"])
     assert not (tmp_path / "bin" / "words").exists()
