@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from launch.slurm.profile import ContainerSection, Profile, RequeueSection
+from sft_dist.config import Section
 from sft_dist.recipe_docs import table
 
 DOCUMENT_FILE = Path("docs/slurm.md")
 _BEGIN = "<!-- Written by `python -m launch.slurm.profile_docs` from launch/slurm/profile.py; change it there. -->\n"
 _END = "<!-- To here. -->\n"
-_BELOW = {"requeue": RequeueSection, "container": ContainerSection}
+_BELOW: dict[str, type[Section]] = {"requeue": RequeueSection, "container": ContainerSection}
 
 
 def tables() -> str:

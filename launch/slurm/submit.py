@@ -138,7 +138,7 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
         with executor.batch():
             queued = [executor.submit(task) for task in tasks]
     except Exception as error:
-        raise _refused(error) from error
+        raise _refused(error, jobs[0].root) from error
     finally:
         os.umask(before)
     found = []
@@ -175,7 +175,7 @@ def _threads(profile: Profile) -> int:
     return 1 if profile.gpus_per_node else profile.cpus_per_task
 
 
-def _refused(error: Exception) -> UserError:
+def _refused(error: Exception, root: Path) -> UserError:
     """What submitit raises when sbatch fails, in one line."""
-    said = str(error).strip().splitlines()
-    return UserError(f"sbatch: {said[-1] if said else type(error).__name__}; nothing was queued")
+    said = [*str(error).strip().splitlines(), type(error).__name__]
+    return UserError(f"sbatch: {said[-2:][0]}; nothing was queued; mend it, then sft-dist resume {root}")

@@ -47,14 +47,13 @@ def test_a_command_that_hangs_is_given_up_with_its_children(fake: Fake, tmp_path
 @pytest.mark.parametrize(
     ("body", "kind", "said"),
     [
-        ("echo 'squeue: error: Invalid job id specified' >&2; exit 1", SlurmRefused, "squeue: Invalid job id specified"),
+        ("echo 'squeue: error: Invalid job id' >&2; exit 1", SlurmRefused, "squeue: Invalid job id"),
         ("printf 'sbatch: error: a\\n\\nsbatch: error: b\\n' >&2; exit 1", SlurmRefused, "squeue: a; b"),
         ("echo out; exit 3", SlurmRefused, "squeue: out"),
         ("exit 3", SlurmRefused, "squeue: failed with exit code 3"),
         (
-            "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1", SlurmDown,
-            "squeue: Slurm does not answer (slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
-            "); try again later",
+            "echo 'load_jobs error: Unable to contact slurm controller' >&2; exit 1", SlurmDown,
+            "squeue: Slurm does not answer (load_jobs error: Unable to contact slurm controller); try again later",
         ),
         ("printf '\\377' >&2; exit 1", SlurmRefused, "squeue: \ufffd"),
     ],
