@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,8 +11,7 @@ from typing import Any
 
 from launch.local import base_environment
 from launch.place import Place
-from launch.slurm import precheck, script
-from launch.slurm.commands import SlurmDown, SlurmRefused, ask
+from launch.slurm import in_queue, precheck, script
 from launch.slurm.profile import Profile
 from launch.slurm.records import SlurmDir, Submission, make_folder, now, write_submission
 from sft_dist.config import Recipe
@@ -149,18 +148,17 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
 
 def refuse_if_queued(root: Path) -> None:
     """Raise :class:`UserError` where a job of this run is queued or runs."""
-    try:
-        lines = ask(["squeue", "--me", "--noheader", "--format=%i %T %k"]).splitlines()
-    except (SlurmDown, SlurmRefused) as error:
-        raise UserError(str(error)) from error
-    for line in lines:
-        number, state, comment = [*line.split(maxsplit=2), "", "", ""][:3]
-        # The same folder has several names, through links.
-        if comment and os.path.realpath(comment) == os.path.realpath(root):
-            raise UserError(
-                f"output.output_dir: {root} belongs to job {number}, which is {state.lower()}; wait for it, or end it: "
-                f"sft-dist cancel {root}"
-            )
+    refuse_if_among(root, in_queue.look())
+
+
+def refuse_if_among(root: Path, jobs: Mapping[str, in_queue.Queued]) -> None:
+    """Raise :class:`UserError` where one of the jobs is this run's."""
+    found = in_queue.of_run(root, jobs)
+    if found is not None:
+        raise UserError(
+            f"output.output_dir: {root} belongs to job {found.job}, which is {found.state}; wait for it, or end it: "
+            f"sft-dist cancel {root}"
+        )
 
 
 def environment_lock() -> str:

@@ -135,8 +135,10 @@ def test_a_run_in_the_queue_is_found_by_its_folder(
 ) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "link").symlink_to("runs")
-    monkeypatch.setenv("QUEUE", f"29 PENDING /other\n30_2 RUNNING {spelling.format(root=tmp_path)}\n31 PENDING")
-    with pytest.raises(UserError, match="runs/one belongs to job 30_2, which is running; wait for it, or end it"):
+    monkeypatch.setenv(
+        "QUEUE", f"29|PENDING|Priority|/other\n30|RUNNING|None|{spelling.format(root=tmp_path)}\n31|PENDING||"
+    )
+    with pytest.raises(UserError, match="runs/one belongs to job 30, which is running; wait for it, or end it"):
         submit.submit(asked(), ["sft-dist", "submit"])
     assert not (tmp_path / "bin" / "words").exists()
 
@@ -150,9 +152,11 @@ def test_a_job_is_cancelled_only_while_it_is_in_the_queue(
     with pytest.raises(UserError, match="runs/one: job 31 is not in the queue any more; nothing to cancel"):
         command.cancel("runs/one")
     assert not at.cancelled.exists() and not (programs / "asked").exists()
-    monkeypatch.setenv("QUEUE", "RUNNING")
-    assert command.cancel("runs/one") == 0
-    assert at.cancelled.exists() and (programs / "asked").read_text() == "scancel 31\n"
+    # By its number, and, where it was submitted by hand, by its folder.
+    for job, comment in ((31, ""), (32, at.root)):
+        monkeypatch.setenv("QUEUE", f"{job}|RUNNING|None|{comment}")
+        assert command.cancel("runs/one") == 0
+        assert at.cancelled.exists() and (programs / "asked").read_text().endswith(f"scancel {job}\n")
     # Where Slurm cannot be told, the run is not marked.
     at.cancelled.unlink()
     make(programs, "scancel", "#!/bin/sh\necho 'scancel: error: Unable to contact slurm controller' >&2; exit 1\n")
