@@ -187,7 +187,7 @@ def test_a_run_is_cancelled_gone_on_with_by_hand_and_resumed_to_its_end(
     root = str(run.root)
     monkeypatch.setenv("WANDB_API_KEY", "shibboleth")
     code, said, _ = command(
-        "submit", "recipe.yaml", "--cluster", str(run.profile), "output.output_dir=by hand", "train.max_steps=160",
+        "submit", "recipe.yaml", "--cluster", str(run.profile), "output.output_dir=by hand", "train.max_steps=120",
         "train.save_strategy=steps", "train.save_steps=20", "train.report_to=none", "eval.enabled=false",
         "data.dataset_test_split=null",
     )  # fmt: skip
@@ -213,7 +213,7 @@ def test_a_run_is_cancelled_gone_on_with_by_hand_and_resumed_to_its_end(
     code, said, _ = command("resume", root)
     assert code == 0, said
     run.until(run.is_done)
-    assert [one["step"] for one in records(run.root)] == list(range(1, 161))
+    assert [one["step"] for one in records(run.root)] == list(range(1, 121))
     assert command("resume", root) == (0, f"{root} is done: nothing to go on with\n", [])
     for path in run.root.rglob("*"):
         assert not path.is_file() or b"shibboleth" not in path.read_bytes(), path
