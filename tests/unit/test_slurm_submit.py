@@ -195,6 +195,26 @@ def test_what_sbatch_finds_is_said_by_the_key_that_is_meant(programs: Path, said
     assert str(error.value).startswith(line) and said in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ({"account": "physics", "qos": "high"}, []),
+        ({"account": "maths"}, ["c.yaml: account: root has no account maths; take one of chemistry, physics"]),
+        ({"qos": "urgent"}, ["c.yaml: qos: root has no quality of service urgent; take one of high, normal"]),
+    ],
+)
+def test_accounts_are_looked_up_where_the_cluster_keeps_them(
+    programs: Path, monkeypatch: pytest.MonkeyPatch, profile: dict[str, str], said: list[str]
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "root")
+    make(programs, "scontrol", "#!/bin/sh\necho 'AccountingStorageType = accounting_storage/slurmdbd'\n")
+    make(programs, "sacctmgr", "#!/bin/sh\nprintf 'physics|normal,high\\nchemistry|normal\\n'\n")
+    assert list(precheck._accounts(Profile(**profile), "c.yaml")) == said
+    # A data base that does not answer refuses nothing: sbatch will.
+    make(programs, "sacctmgr", "#!/bin/sh\nexit 1\n")
+    assert list(precheck._accounts(Profile(**profile), "c.yaml")) == []
+
+
 def test_tasks_that_are_not_dealt_out_node_by_node_are_one_line() -> None:
     given = {"SFT_DIST_RENDEZVOUS": "10.0.0.1 20007 1", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_JOB_ID": "31",
              "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1", "SLURMD_NODENAME": "n1"}  # fmt: skip
