@@ -53,7 +53,7 @@ def _submit(options: argparse.Namespace) -> int:
     from sft_dist.recipe import load_recipe
 
     recipe = load_recipe(recipe_files.find(options.recipe), options.overrides)
-    return command.submit_run(recipe, options.cluster, options.nodes, options.print)
+    return command.submit_run(recipe, options.cluster, options.nodes, options.print, options.probe)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -110,6 +110,20 @@ def _checkpoints(options: argparse.Namespace) -> int:
     return checkpoints.show(options.run, contents=not options.quick, as_json=options.json)
 
 
+def _status(options: argparse.Namespace) -> int:
+    from launch.status import command
+
+    return command.show(options.run, as_json=options.json, forget=options.forget)
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from launch.logs import command
+
+    return command.show(
+        options.run, ranks=options.rank, follow=options.follow, since_text=options.since, lines=options.lines
+    )
+
+
 def _export(options: argparse.Namespace) -> int:
     words = ["--output", options.output, "--max-shard-size", options.max_shard_size]
     words += ["--dtype", options.dtype] if options.dtype else []
@@ -147,6 +161,19 @@ def _verify(options: argparse.Namespace) -> int:
     )
 
 
+def _pipeline(options: argparse.Namespace) -> int:
+    from launch.pipeline import command
+
+    wishes = command.Wishes(
+        status_only=options.status,
+        check_only=options.check,
+        tries=options.retries,
+        cluster=options.cluster,
+        nodes=options.nodes,
+    )
+    return command.run(options.pipeline, options.overrides, wishes)
+
+
 def _dev_cluster(options: argparse.Namespace) -> int:
     from launch import dev_cluster
 
@@ -159,6 +186,9 @@ def _recipes(_: argparse.Namespace) -> int:
     from launch import recipe_files
 
     for name, path in recipe_files.packaged().items():
+        print(f"{name:32} {recipe_files.first_comment(path)}")
+    print("\npipelines, for `sft-dist pipeline`:")
+    for name, path in recipe_files.pipelines().items():
         print(f"{name:32} {recipe_files.first_comment(path)}")
     print(f"\nfiles: {recipe_files.FOLDER}")
     return EXIT_DONE
@@ -221,6 +251,9 @@ def _submit_options(sub: argparse.ArgumentParser) -> None:
     _recipe_options(sub)
     _cluster_options(sub, required=True)
     sub.add_argument("--print", action="store_true", help="show the batch script and touch nothing")
+    sub.add_argument(
+        "--probe", action="store_true", help="first look at the nodes and their links by a job of a minute"
+    )
 
 
 def _resume_options(sub: argparse.ArgumentParser) -> None:
@@ -267,6 +300,18 @@ def _verify_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--output", metavar="DIR", help="keep the runs and differences.json there")
 
 
+def _pipeline_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("pipeline", metavar="PIPELINE", help="a pipeline file, a packaged one, or a pipeline's folder")
+    sub.add_argument("overrides", nargs="*", metavar="stage.section.key=value")
+    sub.add_argument("--status", action="store_true", help="show what has become of the stages, start nothing")
+    sub.add_argument("--check", action="store_true", help="check all stages and say what would be done, start nothing")
+    sub.add_argument(
+        "--retries", type=_count, default=0, metavar="N", help="start a stage that dies so often again (0)"
+    )
+    sub.add_argument("--cluster", metavar="PROFILE", help="run the stages as jobs of a cluster")
+    sub.add_argument("--nodes", type=_positive, metavar="N", help="nodes of the stages that name none")
+
+
 def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL_DIR", help="a run's folder, a model directory or a hub id")
     sub.add_argument("--recipe", help="recipe that names the held-out data (default: that of the model's run)")
@@ -278,6 +323,20 @@ def _checkpoints_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", metavar="RUN", help="a run's folder, or its checkpoints folder")
     sub.add_argument("--quick", action="store_true", help="look at sizes only, do not read the contents")
     sub.add_argument("--json", action="store_true", help="print the same as JSON")
+
+
+def _status_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", nargs="?", help="a run's folder (default: all of your runs on Slurm)")
+    sub.add_argument("--json", action="store_true", help="print the same as JSON")
+    sub.add_argument("--forget", action="store_true", help="forget the runs whose folders are gone")
+
+
+def _logs_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run's folder")
+    sub.add_argument("--rank", action="append", default=[], metavar="R", help="only these: 3, 0-7; may be repeated")
+    sub.add_argument("--follow", action="store_true", help="go on with what comes, until the run is over")
+    sub.add_argument("--since", metavar="TIME", help="90s, 10m, 2h, 1d ago, or a time such as 2026-11-25T17:01")
+    sub.add_argument("--lines", metavar="N", help="the last so many, or all (100; all with --since)")
 
 
 def _export_options(sub: argparse.ArgumentParser) -> None:
@@ -323,8 +382,11 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
     ("verify", _verify, "prove that no strategy changes a number: a model in small, trained under each"),
+    ("pipeline", _pipeline, "run a chain of stages, each from what others made, and go on where it ended"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
+    ("status", _status, "show what a run is doing, or all of your runs on Slurm"),
+    ("logs", _logs, "show the first error and the logs of all ranks as one"),
     ("export", _export, "write what a training left as a plain model directory"),
     ("chat", _chat, "talk to a model in the terminal"),
     ("dev-cluster", _dev_cluster, "a real Slurm of several nodes on this machine, to try things out on"),
@@ -340,8 +402,11 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "preview": _preview_options,
     "lengths": _lengths_options,
     "verify": _verify_options,
+    "pipeline": _pipeline_options,
     "eval": _eval_options,
     "checkpoints": _checkpoints_options,
+    "status": _status_options,
+    "logs": _logs_options,
     "export": _export_options,
     "chat": _chat_options,
     "dev-cluster": _dev_cluster_options,

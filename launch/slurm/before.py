@@ -71,7 +71,7 @@ def prepare(root: Path, submission: Submission, environment: Mapping[str, str]) 
     # Slurm's own count misses the attempts within one allocation.
     restart = sum(1 for one in read_attempts(at) if one.event == "start" and one.job == job)
     step = max(folders.complete(RunDir(root).checkpoints), default=0)
-    port = free_port(int(environment["SLURM_JOB_ID"]) + restart)
+    port = free_port(int(environment["SLURM_JOB_ID"]) * 16 + restart % 16)
     _adopt(at, job, submission)
     make_folder(at.ranks(job, restart))
     append_attempt(at, Start(at=now(), job=job, restart=restart, nodes=nodes, step=step))

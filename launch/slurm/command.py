@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from launch.slurm import in_queue, script, submit
+from launch.slurm import probing, script, submit
+from launch.slurm import queue as jobs_in_queue
 from launch.slurm.commands import ask
 from launch.slurm.profile import read_profile
 from launch.slurm.records import SlurmDir, read_submission
@@ -17,7 +18,7 @@ from sft_dist.recipe import load_recipe
 from sft_dist.rundir import RunDir, command_line, write_text
 
 
-def submit_run(recipe: Recipe, cluster: str, nodes: int | None, only_print: bool) -> int:
+def submit_run(recipe: Recipe, cluster: str, nodes: int | None, only_print: bool, probe_first: bool) -> int:
     """Submit a run, or show its script. Returns the exit code. Raises :class:`UserError`."""
     asked = submit.job(recipe, read_profile(Path(cluster)), cluster, nodes)
     if only_print:
@@ -25,7 +26,7 @@ def submit_run(recipe: Recipe, cluster: str, nodes: int | None, only_print: bool
         asked.place.strategy(recipe)
         print(script.text(asked.executor()), end="")
         return EXIT_DONE
-    return _queue(asked)
+    return _queue(asked, probe_first)
 
 
 def resume(name: str, cluster: str | None, nodes: int | None) -> int:
@@ -54,28 +55,38 @@ def cancel(name: str) -> int:
     held = read_submission(at)
     assert held is not None
     # scancel takes the number of a job that has ended, and says nothing. A job submitted by hand has another.
-    found = in_queue.of_run(at.root, in_queue.look())
+    found = _job_of(at, held.job_id)
     if found is None:
         why = "was never queued" if held.job_id is None else f"job {held.job_id} is not in the queue any more"
         raise UserError(f"{name}: {why}; nothing to cancel")
     write_text(at.cancelled, "")
     try:
-        ask(["scancel", found.job])
+        ask(["scancel", found.id])
     except UserError:
         at.cancelled.unlink(missing_ok=True)
         raise
-    print(f"job {found.job} is told to stop; `sft-dist resume {name}` goes on from its newest checkpoint")
+    print(f"job {found.id} is told to stop; `sft-dist resume {name}` goes on from its newest checkpoint")
     return EXIT_DONE
 
 
-def _queue(asked: Job) -> int:
+def _queue(asked: Job, probe_first: bool = False) -> int:
     for line in submit.check(asked):
         print("ok ", line, flush=True)
+    if probe_first:
+        print(*probing.probe(asked), sep="\n", flush=True)
     submission = submit.submit(asked, command_line())
     print(f"job {submission.job_id} is queued: {asked.place.nodes} x {asked.place.processes} processes under "
           f"{submission.strategy}; sft-dist status {asked.root}; sft-dist logs {asked.root} --follow")  # fmt: skip
     sys.stdout.flush()
     return EXIT_DONE
+
+
+def _job_of(at: SlurmDir, job: str | None) -> jobs_in_queue.Job | None:
+    """The run's job in the queue: by its number, or, if submitted by hand, by its folder."""
+    here = [one for one in jobs_in_queue.mine() if not one.has_ended]
+    wanted = os.path.realpath(at.root)
+    by_folder = (one for one in here if one.run is not None and os.path.realpath(one.run) == wanted)
+    return next((one for one in here if one.id == job), None) or next(by_folder, None)
 
 
 def _go_to(folder: str, name: str) -> None:

@@ -82,7 +82,7 @@ class Submission(_Record):
     nodes: int
     tasks_per_node: int
     strategy: str
-    threads: int
+    threads: int = 1
     submitted: str
     partition: str | None = None
     time_minutes: float | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 from launch.local import base_environment
 from launch.place import Place
-from launch.slurm import in_queue, precheck, script
+from launch.slurm import precheck, registry, script
+from launch.slurm import queue as jobs_in_queue
 from launch.slurm.profile import Profile
 from launch.slurm.records import SlurmDir, Submission, make_folder, now, write_submission
 from sft_dist.config import Recipe
@@ -35,6 +37,7 @@ class Job:
     module: Sequence[str] = ()
     result: Path | None = None
     hook: Sequence[str] = ()
+    probes: bool = False
 
     @property
     def root(self) -> Path:
@@ -42,7 +45,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"sft-dist:{self.root.name}"
+        return f"sft-dist:{self.root.name}" + f" of {self.root.parent.parent.name}" * self.probes
 
     def executor(self) -> Any:
         """submitit's executor. Raises :class:`UserError` where there is no Slurm here."""
@@ -142,23 +145,21 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
     for one, made in zip(jobs, queued, strict=True):
         submission = one.submission(str(made.job_id))
         write_submission(SlurmDir(one.root.absolute()), submission)
+        with contextlib.suppress(OSError):
+            registry.add(one.root)
         found.append(submission)
     return found
 
 
 def refuse_if_queued(root: Path) -> None:
     """Raise :class:`UserError` where a job of this run is queued or runs."""
-    refuse_if_among(root, in_queue.look())
-
-
-def refuse_if_among(root: Path, jobs: Mapping[str, in_queue.Queued]) -> None:
-    """Raise :class:`UserError` where one of the jobs is this run's."""
-    found = in_queue.of_run(root, jobs)
-    if found is not None:
-        raise UserError(
-            f"output.output_dir: {root} belongs to job {found.job}, which is {found.state}; wait for it, or end it: "
-            f"sft-dist cancel {root}"
-        )
+    for one in jobs_in_queue.mine():
+        # The same folder has several names, through links.
+        if one.run is not None and os.path.realpath(one.run) == os.path.realpath(root) and not one.has_ended:
+            raise UserError(
+                f"output.output_dir: {root} belongs to job {one.id}, which is {one.state.lower()}; wait for it, or end "
+                f"it: sft-dist cancel {root}"
+            )
 
 
 def environment_lock() -> str:

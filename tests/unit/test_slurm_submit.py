@@ -46,6 +46,11 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def queued(job: str, state: str, comment: str) -> str:
+    """A line of squeue's, as it is asked for."""
+    return f"{job}|{state}|None|N/A|N/A|N/A||main|{comment}"
+
+
 def make(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     (folder / name).chmod(0o700)
@@ -135,10 +140,9 @@ def test_a_run_in_the_queue_is_found_by_its_folder(
 ) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "link").symlink_to("runs")
-    monkeypatch.setenv(
-        "QUEUE", f"29|PENDING|Priority|/other\n30|RUNNING|None|{spelling.format(root=tmp_path)}\n31|PENDING||"
-    )
-    with pytest.raises(UserError, match="runs/one belongs to job 30, which is running; wait for it, or end it"):
+    held = [("29", "PENDING", "/other"), ("30_2", "RUNNING", spelling.format(root=tmp_path)), ("31", "PENDING", "")]
+    monkeypatch.setenv("QUEUE", "\n".join(queued(*words) for words in held))
+    with pytest.raises(UserError, match="runs/one belongs to job 30_2, which is running; wait for it, or end it"):
         submit.submit(asked(), ["sft-dist", "submit"])
     assert not (tmp_path / "bin" / "words").exists()
 
@@ -154,7 +158,7 @@ def test_a_job_is_cancelled_only_while_it_is_in_the_queue(
     assert not at.cancelled.exists() and not (programs / "asked").exists()
     # By its number, and, where it was submitted by hand, by its folder.
     for job, comment in ((31, ""), (32, at.root)):
-        monkeypatch.setenv("QUEUE", f"{job}|RUNNING|None|{comment}")
+        monkeypatch.setenv("QUEUE", queued(str(job), "RUNNING", str(comment)))
         assert command.cancel("runs/one") == 0
         assert at.cancelled.exists() and (programs / "asked").read_text().endswith(f"scancel {job}\n")
     # Where Slurm cannot be told, the run is not marked.
