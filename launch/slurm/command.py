@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from launch.slurm import probing, script, submit
-from launch.slurm.commands import SlurmRefused, ask
+from launch.slurm import queue as jobs_in_queue
+from launch.slurm.commands import ask
 from launch.slurm.profile import read_profile
 from launch.slurm.records import SlurmDir, read_submission
 from launch.slurm.submit import Job
@@ -42,6 +43,9 @@ def resume(name: str, cluster: str | None, nodes: int | None) -> int:
         # Relative paths of the recipe go on meaning what they meant.
         _go_to(held.folder, name)
     recipe = load_recipe(run.recipe)
+    # Wherever the run's folder has been moved to since.
+    output = recipe.output.model_copy(update={"output_dir": str(run.root)})
+    recipe = recipe.model_copy(update={"output": output})
     return _queue(submit.job(recipe, profile, cluster or held.cluster, nodes or held.nodes))
 
 
@@ -49,18 +53,19 @@ def cancel(name: str) -> int:
     """End a run's job; its checkpoints stay. Returns the exit code. Raises :class:`UserError`."""
     at = _of_a_run(name)
     held = read_submission(at)
-    if held is None or held.job_id is None:
-        raise UserError(f"{name}: was never queued; nothing to cancel")
-    # scancel takes the number of a job that has ended, and says nothing.
-    if not _is_queued(held.job_id):
-        raise UserError(f"{name}: job {held.job_id} is not in the queue any more; nothing to cancel")
+    assert held is not None
+    # scancel takes the number of a job that has ended, and says nothing. A job submitted by hand has another.
+    found = _job_of(at, held.job_id)
+    if found is None:
+        why = "was never queued" if held.job_id is None else f"job {held.job_id} is not in the queue any more"
+        raise UserError(f"{name}: {why}; nothing to cancel")
     write_text(at.cancelled, "")
     try:
-        ask(["scancel", held.job_id])
+        ask(["scancel", found.id])
     except UserError:
         at.cancelled.unlink(missing_ok=True)
         raise
-    print(f"job {held.job_id} is told to stop; `sft-dist resume {name}` goes on from its newest checkpoint")
+    print(f"job {found.id} is told to stop; `sft-dist resume {name}` goes on from its newest checkpoint")
     return EXIT_DONE
 
 
@@ -76,12 +81,12 @@ def _queue(asked: Job, probe_first: bool = False) -> int:
     return EXIT_DONE
 
 
-def _is_queued(job: str) -> bool:
-    try:
-        return bool(ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip())
-    except SlurmRefused:
-        # It has forgotten the job.
-        return False
+def _job_of(at: SlurmDir, job: str | None) -> jobs_in_queue.Job | None:
+    """The run's job in the queue: by its number, or, if submitted by hand, by its folder."""
+    here = [one for one in jobs_in_queue.mine() if not one.has_ended]
+    wanted = os.path.realpath(at.root)
+    by_folder = (one for one in here if one.run is not None and os.path.realpath(one.run) == wanted)
+    return next((one for one in here if one.id == job), None) or next(by_folder, None)
 
 
 def _go_to(folder: str, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,28 +34,41 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*"))
 
 
+Command = Callable[..., tuple[int, str, list[str]]]
 Refusal = Callable[..., list[str]]
 
 
 @pytest.fixture
-def refusal(
+def command(
     cluster: DevCluster, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Refusal:
-    """The lines that `submit` says, having touched nothing. In this process, for Python's start is most of its time."""
-    for name, word in {**environment(folder), **cluster.environment}.items():
+) -> Command:
+    """`sft-dist WORDS` in this process, for Python's start is most of its time: code, output and complaints."""
+    for name, word in {**environment(folder), **cluster.environment, "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, word)
     monkeypatch.chdir(folder)
+
+    def here(*words: str) -> tuple[int, str, list[str]]:
+        capfd.readouterr()
+        code = cli.main(list(words))
+        said = capfd.readouterr()
+        lines = said.err.splitlines()
+        assert all(line.startswith("sft-dist: ") for line in lines), lines
+        return code, said.out, [line.removeprefix("sft-dist: ") for line in lines]
+
+    return here
+
+
+@pytest.fixture
+def refusal(cluster: DevCluster, folder: Path, command: Command) -> Refusal:
+    """The lines that `submit` says, having touched nothing."""
 
     def refused(*words: str, nodes: int = 1, **profile: object) -> list[str]:
         run = ClusterRun(cluster, folder, **profile)
         before = tree(folder)
-        capfd.readouterr()
-        assert cli.main(["submit", "recipe.yaml", "--cluster", str(run.profile), "--nodes", str(nodes),
-                         "output.output_dir=run", *words]) == 2  # fmt: skip
-        assert tree(folder) == before
-        lines = capfd.readouterr().err.splitlines()
-        assert all(line.startswith("sft-dist: ") for line in lines)
-        return [line.removeprefix("sft-dist: ").removeprefix(f"{run.profile}: ") for line in lines]
+        code, _, lines = command("submit", "recipe.yaml", "--cluster", str(run.profile), "--nodes", str(nodes),
+                                 "output.output_dir=run", *words)  # fmt: skip
+        assert code == 2 and tree(folder) == before
+        return [line.removeprefix(f"{run.profile}: ") for line in lines]
 
     return refused
 
@@ -114,33 +126,34 @@ def test_a_script_is_shown_and_nothing_is_touched(run: ClusterRun) -> None:
     assert not run.cluster.run(["squeue", "--noheader"])
 
 
-def test_a_run_in_the_queue_is_refused_and_cancelled(run: ClusterRun) -> None:
+def test_a_run_in_the_queue_is_refused_and_cancelled(run: ClusterRun, command: Command) -> None:
     blocker = run.cluster.run(["sbatch", "--parsable", "--nodes=4", "--exclusive", "--output=/dev/null",
                                "--wrap=sleep 300"]).strip()  # fmt: skip
+    submit = ("submit", "recipe.yaml", "--cluster", str(run.profile), "output.output_dir=run")
     try:
         run.cluster.wait_for(blocker, "RUNNING")
+        # The command as it is typed, once.
         done = run.submit("parallel.global_batch_size=8", nodes=4)
         assert done.returncode == 0, done.stderr
         job = run.job
         assert run.cluster.job(job)["JobState"] == "PENDING"
-        for again in (run.submit(nodes=1), run.submit("output.overwrite=true"), run.command("resume", str(run.root))):
-            assert again.returncode == 2
-            assert f"belongs to job {job}, which is pending; wait for it, or end it: sft-dist cancel" in again.stderr
-            assert again.stderr.count("\n") == 1
-        assert run.command("cancel", str(run.root)).returncode == 0
+        for words in (submit, (*submit, "output.overwrite=true"), ("resume", "run")):
+            code, _, [line] = command(*words)
+            assert code == 2
+            assert f"belongs to job {job}, which is pending; wait for it, or end it: sft-dist cancel " in line
+        assert command("cancel", "run")[0] == 0
         run.cluster.wait_for(job, "CANCELLED")
-        twice = run.command("cancel", str(run.root))
-        assert twice.returncode == 2 and twice.stderr.count("\n") == 1 and "nothing to cancel" in twice.stderr
+        code, _, [line] = command("cancel", "run")
+        assert code == 2 and line == f"run: job {job} is not in the queue any more; nothing to cancel"
     finally:
         run.cluster.run(["scancel", blocker])
 
 
 @pytest.mark.parametrize("verb", ["resume", "cancel"])
-def test_what_is_no_run_is_one_line(cluster: DevCluster, folder: Path, verb: str) -> None:
-    run = ClusterRun(cluster, folder)
+def test_what_is_no_run_is_one_line(command: Command, verb: str) -> None:
     for name, said in (("nowhere", "nowhere: no such folder"), (".", ".: was not submitted to Slurm")):
-        done = run.command(verb, name)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
+        code, _, [line] = command(verb, name)
+        assert code == 2 and line.startswith(said)
 
 
 def test_a_controller_that_is_away_is_one_line(new_cluster: Callable[..., DevCluster], folder: Path) -> None:
@@ -167,39 +180,40 @@ def test_a_machine_without_slurm_is_one_line(
 
 
 def test_a_run_is_cancelled_gone_on_with_by_hand_and_resumed_to_its_end(
-    cluster: DevCluster, folder: Path, tmp_path: Path
+    cluster: DevCluster, folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One run in three jobs: the second is `sbatch RUN/slurm/job.sh`, the third `sft-dist resume` from elsewhere."""
-    run = ClusterRun(cluster, folder, "thrice")
-    steps = ("train.max_steps=400", "train.save_strategy=steps", "train.save_steps=20", "train.report_to=none",
-             "eval.enabled=false", "data.dataset_test_split=null")  # fmt: skip
-    os.environ["WANDB_API_KEY"] = "secret-of-the-tests"
-    try:
-        done = run.submit(*steps, "output.output_dir=thrice", nodes=1)
-        assert done.returncode == 0, done.stderr
-    finally:
-        del os.environ["WANDB_API_KEY"]
+    run = ClusterRun(cluster, folder, "by hand")
+    root = str(run.root)
+    monkeypatch.setenv("WANDB_API_KEY", "shibboleth")
+    code, said, _ = command(
+        "submit", "recipe.yaml", "--cluster", str(run.profile), "output.output_dir=by hand", "train.max_steps=120",
+        "train.save_strategy=steps", "train.save_steps=20", "train.report_to=none", "eval.enabled=false",
+        "data.dataset_test_split=null",
+    )  # fmt: skip
+    assert code == 0, said
     first = run.job
     run.until(run.has_done(25))
-    assert [run.environment(pid)["WANDB_API_KEY"] for pid in run.workers().values()] == ["secret-of-the-tests"]
-    again = run.command("resume", str(run.root))
-    assert again.returncode == 2 and f"belongs to job {first}, which is running" in again.stderr
-    assert run.command("cancel", str(run.root)).returncode == 0
-    run.cluster.wait_for(first, "CANCELLED")
+    code, _, [line] = command("resume", root)
+    assert code == 2 and f"belongs to job {first}, which is running" in line
+    assert [run.environment(pid)["WANDB_API_KEY"] for pid in run.workers().values()] == ["shibboleth"]
+    assert command("cancel", root)[0] == 0
+    cluster.wait_for(first, "CANCELLED")
     run.until(lambda: not run.workers())
-    second = run.cluster.run(["sbatch", "--parsable", str(run.at.script)]).strip()
+
+    second = cluster.run(["sbatch", "--parsable", str(run.at.script)]).strip()
     run.until(lambda: run.has_started(2)() and run.steps() >= run.starts()[-1].step + 10)
     assert run.starts()[-1].job == second == run.job and run.starts()[-1].step >= 20
     assert not run.at.cancelled.exists()
-    assert run.command("cancel", str(run.root)).returncode == 0
-    run.cluster.wait_for(second, "CANCELLED")
+    assert command("cancel", root)[0] == 0
+    cluster.wait_for(second, "CANCELLED")
     run.until(lambda: not run.workers())
-    elsewhere = ClusterRun(run.cluster, tmp_path)
-    done = elsewhere.command("resume", str(run.root))
-    assert done.returncode == 0, done.stderr
+
+    monkeypatch.chdir(tmp_path)
+    code, said, _ = command("resume", root)
+    assert code == 0, said
     run.until(run.is_done)
-    assert [one["step"] for one in records(run.root)] == list(range(1, 401))
-    done = elsewhere.command("resume", str(run.root))
-    assert done.returncode == 0 and "is done: nothing to go on with" in done.stdout
+    assert [one["step"] for one in records(run.root)] == list(range(1, 121))
+    assert command("resume", root) == (0, f"{root} is done: nothing to go on with\n", [])
     for path in run.root.rglob("*"):
-        assert not path.is_file() or b"secret-of-the-tests" not in path.read_bytes(), path
+        assert not path.is_file() or b"shibboleth" not in path.read_bytes(), path

@@ -59,7 +59,19 @@ def test_help_answers_within_0_3_seconds() -> None:
 
 
 def test_every_verb_tells_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("run", "check", "preview", "lengths", "eval", "chat", "recipes", "schema"):
+    for verb in (
+        "run",
+        "submit",
+        "resume",
+        "cancel",
+        "check",
+        "preview",
+        "lengths",
+        "eval",
+        "chat",
+        "recipes",
+        "schema",
+    ):
         with pytest.raises(SystemExit) as ended:
             cli.main([verb, "--help"])
         assert ended.value.code == 0

@@ -46,6 +46,11 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def queued(job: str, state: str, comment: str) -> str:
+    """A line of squeue's, as it is asked for."""
+    return f"{job}|{state}|None|N/A|N/A|N/A||main|{comment}"
+
+
 def make(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     (folder / name).chmod(0o700)
@@ -136,8 +141,7 @@ def test_a_run_in_the_queue_is_found_by_its_folder(
     (tmp_path / "runs").mkdir()
     (tmp_path / "link").symlink_to("runs")
     held = [("29", "PENDING", "/other"), ("30_2", "RUNNING", spelling.format(root=tmp_path)), ("31", "PENDING", "")]
-    lines = [f"{job}|{state}|None|N/A|N/A|N/A||main|{comment}" for job, state, comment in held]
-    monkeypatch.setenv("QUEUE", "\n".join(lines))
+    monkeypatch.setenv("QUEUE", "\n".join(queued(*words) for words in held))
     with pytest.raises(UserError, match="runs/one belongs to job 30_2, which is running; wait for it, or end it"):
         submit.submit(asked(), ["sft-dist", "submit"])
     assert not (tmp_path / "bin" / "words").exists()
@@ -152,9 +156,11 @@ def test_a_job_is_cancelled_only_while_it_is_in_the_queue(
     with pytest.raises(UserError, match="runs/one: job 31 is not in the queue any more; nothing to cancel"):
         command.cancel("runs/one")
     assert not at.cancelled.exists() and not (programs / "asked").exists()
-    monkeypatch.setenv("QUEUE", "RUNNING")
-    assert command.cancel("runs/one") == 0
-    assert at.cancelled.exists() and (programs / "asked").read_text() == "scancel 31\n"
+    # By its number, and, where it was submitted by hand, by its folder.
+    for job, comment in ((31, ""), (32, at.root)):
+        monkeypatch.setenv("QUEUE", queued(str(job), "RUNNING", str(comment)))
+        assert command.cancel("runs/one") == 0
+        assert at.cancelled.exists() and (programs / "asked").read_text().endswith(f"scancel {job}\n")
     # Where Slurm cannot be told, the run is not marked.
     at.cancelled.unlink()
     make(programs, "scancel", "#!/bin/sh\necho 'scancel: error: Unable to contact slurm controller' >&2; exit 1\n")
@@ -191,6 +197,26 @@ def test_what_sbatch_finds_is_said_by_the_key_that_is_meant(programs: Path, said
     with pytest.raises(UserError) as error:
         precheck.test_only("#!/bin/bash\n", "c.yaml")
     assert str(error.value).startswith(line) and said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ({"account": "physics", "qos": "high"}, []),
+        ({"account": "maths"}, ["c.yaml: account: root has no account maths; take one of chemistry, physics"]),
+        ({"qos": "urgent"}, ["c.yaml: qos: root has no quality of service urgent; take one of high, normal"]),
+    ],
+)
+def test_accounts_are_looked_up_where_the_cluster_keeps_them(
+    programs: Path, monkeypatch: pytest.MonkeyPatch, profile: dict[str, str], said: list[str]
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "root")
+    make(programs, "scontrol", "#!/bin/sh\necho 'AccountingStorageType = accounting_storage/slurmdbd'\n")
+    make(programs, "sacctmgr", "#!/bin/sh\nprintf 'physics|normal,high\\nchemistry|normal\\n'\n")
+    assert list(precheck._accounts(Profile(**profile), "c.yaml")) == said
+    # A data base that does not answer refuses nothing: sbatch will.
+    make(programs, "sacctmgr", "#!/bin/sh\nexit 1\n")
+    assert list(precheck._accounts(Profile(**profile), "c.yaml")) == []
 
 
 def test_tasks_that_are_not_dealt_out_node_by_node_are_one_line() -> None:
