@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -120,3 +121,20 @@ def test_two_nodes_of_two_have_the_losses_and_the_environment_of_four_processes(
         wanted = {name: word for name, word in given.items() if name not in {*ABSENT, *base_environment()}}
         assert {name: word for name, word in workers[rank].items() if name in wanted} == wanted
         assert {name for name in workers[rank] if name.startswith(OF_A_LAUNCHER)} <= {*wanted, *os.environ}
+
+
+def test_a_probe_looks_at_the_nodes_before_the_run_is_queued(cluster: DevCluster, folder: Path) -> None:
+    run = ClusterRun(cluster, folder, "probed")
+    done = run.submit(*COMMON, "--probe")
+    assert done.returncode == 0, done.stderr
+    assert "probe: 2 nodes see the run's folder and load the libraries" in done.stdout
+    assert re.search(r"probe: all-reduce between two nodes: \d+\.\d\d GB/s in the median of 1 pairs", done.stdout)
+    assert run.command("cancel", str(run.root)).returncode == 0
+
+
+def test_what_a_probe_cannot_do_keeps_the_run_out_of_the_queue(cluster: DevCluster, folder: Path) -> None:
+    run = ClusterRun(cluster, folder, "unprobed", python="/bin/false")
+    done = run.submit(*COMMON, "--probe")
+    assert done.returncode == 2
+    assert re.search(r"^sft-dist: --probe: job \d+: .*; mend that before the run is queued$", done.stderr, re.MULTILINE)
+    assert not (run.root / "recipe.yaml").exists()
