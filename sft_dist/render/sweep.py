@@ -1,0 +1,141 @@
+"""The trials of a sweep for the terminal: one table, the best first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sft_dist.render.text import prose
+from sft_dist.render.wording import count, duration, number
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_COLOURS = {"done": "green", "failed": "bold red", "unfinished": "yellow", "running": "cyan", "waiting": "dim"}
+_ORDER = ("done", "running", "unfinished", "failed", "waiting")
+
+
+@dataclass(frozen=True)
+class Varied:
+    """A key that is varied. `values`: those that were listed, None for a range; `log`: a range over factors."""
+
+    key: str
+    name: str
+    values: tuple[Any, ...] | None
+    log: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial. `metric` is None where it has none; `reason`: why it is not done, in a word."""
+
+    name: str
+    settings: Mapping[str, Any]
+    metric: float | None
+    state: str
+    reason: str | None
+    tokens_per_second: float | None
+    steps: int | None
+    seconds: float | None
+    folder: str
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """The trials of a sweep, the best first."""
+
+    name: str
+    metric: str
+    greater_is_better: bool
+    varied: tuple[Varied, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def best(self) -> Row | None:
+        """The first of those that have the metric."""
+        return self.rows[0] if self.rows and self.rows[0].metric is not None else None
+
+    @property
+    def direction(self) -> str:
+        """`lower is better`, or higher."""
+        return f"{'higher' if self.greater_is_better else 'lower'} is better"
+
+
+def to_terminal(report: SweepReport, console: Console, results: bool = True) -> None:
+    """Print the table and a line that sums it up. `results`: with what the runs came to, not only what they are."""
+    from rich.text import Text
+
+    from sft_dist.render.text import tolerate_encoding
+
+    tolerate_encoding(console)
+    console.print(_table(report, results))
+    console.print(Text(prose(summary_line(report, results))), soft_wrap=True)
+
+
+def summary_line(report: SweepReport, results: bool = True) -> str:
+    """`6 trials: 5 done, 1 failed; * the best eval_loss (lower is better): trial-002 with learning_rate 2e-05`."""
+    states = [row.state for row in report.rows]
+    parts = [f"{states.count(state)} {state}" for state in _ORDER if state in states]
+    line = f"{count(len(states), 'trial')}: {', '.join(parts)}"
+    if results and (best := report.best) is not None and best.metric is not None:
+        settings = ", ".join(f"{v.name} {value(best.settings[v.key])}" for v in report.varied)
+        line += f"; * the best {report.metric} ({report.direction}): {number(best.metric, 4)}, {best.name}, {settings}"
+    return line
+
+
+def value(setting: Any) -> str:
+    """A setting for people: `1e-05`, `true`, `a.jsonl`."""
+    if isinstance(setting, float):
+        return f"{setting:.6g}"
+    return setting if isinstance(setting, str) else json.dumps(setting, ensure_ascii=False)
+
+
+def _table(report: SweepReport, results: bool) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("")
+    table.add_column("trial", no_wrap=True)
+    for varied in report.varied:
+        table.add_column(_broken(varied.name), justify="right", overflow="fold")
+    if results:
+        table.add_column(_broken(report.metric), justify="right", no_wrap=True)
+        for name in ("tokens/s", "steps", "time"):
+            table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", overflow="fold")
+    for row in report.rows:
+        style = "bold" if results and row is report.best else ""
+        cells = ["*" if style else "", row.name, *(_text(row.settings[v.key]) for v in report.varied)]
+        cells += _results(row) if results else []
+        state = Text(row.state, _COLOURS.get(row.state, ""))
+        state.append(f": {prose(row.reason)}" if row.reason else "", "default")
+        table.add_row(*(Text(cell, style) for cell in cells), state)
+    return table
+
+
+def _results(row: Row) -> list[str]:
+    return [
+        "" if row.metric is None else number(row.metric, 4),
+        "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
+        "" if row.steps is None else f"{row.steps:,}",
+        "" if row.seconds is None else duration(row.seconds),
+    ]
+
+
+def _text(setting: Any) -> str:
+    return prose(value(setting))
+
+
+def _broken(name: str) -> str:
+    """A heading in lines of at most about twelve letters, broken at its underscores."""
+    lines = [""]
+    for part in name.replace("_", "_\0").split("\0"):
+        if lines[-1] and len(lines[-1]) + len(part) > 13:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
