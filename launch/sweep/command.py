@@ -47,7 +47,7 @@ def sweep(file: Path, words: Sequence[str], wishes: Wishes) -> int:
     todo = _todo(every, wishes.retry_failed)
     checks.refuse_faults(study, todo, every)
     if wishes.show_only:
-        _show(results.collect(study, every), with_results=False)
+        _show(results.collect(study, every, ranked=False), with_results=False)
         return EXIT_DONE
     with _locked(study):
         # Another sweep may have ended between the look and the lock.
@@ -124,7 +124,11 @@ def _run(study: Study, runner: Runner, todo: Sequence[Trial]) -> bool:
     try:
         for ended in runner.run(todo):
             _note(study, ended)
-            say(_told(study, ended))
+            report = results.collect(study, _look(study))
+            # Whoever looks while the sweep goes on, or after it was killed, finds what is known.
+            with contextlib.suppress(UserError):
+                results.write(report, study.root)
+            say(_told(report, ended))
             if ended.stopped:
                 return True
     except KeyboardInterrupt:
@@ -139,17 +143,16 @@ def _note(study: Study, ended: Ended) -> None:
                      seconds=round(ended.seconds, 3), reason=ended.reason)  # fmt: skip
 
 
-def _told(study: Study, ended: Ended) -> str:
+def _told(report: SweepReport, ended: Ended) -> str:
     from sft_dist.render.wording import duration, number
 
     trial = ended.trial
     if ended.code != EXIT_DONE:
         what = "failed" if ended.failed else "can go on"
         return f"{trial.name}: {what} after {duration(ended.seconds)} ({ended.reason})"
-    now = results.collect(study, _look(study))
-    row = next(row for row in now.rows if row.name == trial.name)
-    came_to = row.reason if row.metric is None else f"{now.metric} {number(row.metric, 4)}"
-    best = " (the best so far)" if row is now.best else ""
+    row = next(row for row in report.rows if row.name == trial.name)
+    came_to = row.reason if row.metric is None else f"{report.metric} {number(row.metric, 4)}"
+    best = " (the best so far)" if row is report.best else ""
     return f"{trial.name}: done in {duration(ended.seconds)}, {came_to}{best}"
 
 

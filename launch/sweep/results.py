@@ -18,20 +18,18 @@ from sft_dist.render.sweep import Row, SweepReport, Varied
 from sft_dist.rundir import RunDir, write_text
 
 
-def collect(study: Study, trials: Sequence[Trial]) -> SweepReport:
-    """The trials with their numbers, the best first; those that are not done come last, in their order."""
+def collect(study: Study, trials: Sequence[Trial], ranked: bool = True) -> SweepReport:
+    """The trials with their numbers, `ranked` with the best first; those that are not done come last, in their order."""
     greater = study.greater_is_better
     rows = [_row(study, trial, greater) for trial in trials]
-    ranked = sorted(
-        rows,
-        key=lambda row: (row.metric is None, 0.0 if row.metric is None else -row.metric if greater else row.metric),
-    )
+    if ranked:
+        rows.sort(key=lambda row: (row.metric is None, (-1 if greater else 1) * (row.metric or 0.0)))
     return SweepReport(
         name=study.name,
         metric=study.settings.metric,
         greater_is_better=greater,
         varied=tuple(_varied(study)),
-        rows=tuple(ranked),
+        rows=tuple(rows),
     )
 
 

@@ -18,7 +18,7 @@ from sft_dist.recipe_values import Wrong, alternatives, coerce, kinds, shown
 from sft_dist.recipe_yaml import Items, Keys, Node, Scalar
 
 # Of a float that is drawn: what people write in a table, and what is equal on every machine.
-_DIGITS = 4
+_DIGITS = 3
 # Draws for one trial, of which each was there before.
 _TRIES = 100
 _OF_A_RANGE = ("min", "max", "log")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _COLOURS = {"done": "green", "failed": "bold red", "unfinished": "yellow", "running": "cyan", "waiting": "dim"}
+_LONGEST = 26
 _ORDER = ("done", "running", "unfinished", "failed", "waiting")
 
 
@@ -66,13 +67,19 @@ class SweepReport:
 
 def to_terminal(report: SweepReport, console: Console, results: bool = True) -> None:
     """Print the table and a line that sums it up. `results`: with what the runs came to, not only what they are."""
+    from rich.measure import Measurement
     from rich.text import Text
 
     from sft_dist.render.text import tolerate_encoding
 
     tolerate_encoding(console)
-    console.print(_table(report, results))
-    console.print(Text(prose(summary_line(report, results))), soft_wrap=True)
+    table = _table(report, results)
+    if not console.is_terminal:
+        # A file is as wide as it has to be.
+        console.width = max(console.width, Measurement.get(console, console.options.update_width(1000), table).maximum)
+    console.print(table)
+    for line in [summary_line(report, results), *(edge_lines(report) if results else ())]:
+        console.print(Text(prose(line)), soft_wrap=True)
 
 
 def summary_line(report: SweepReport, results: bool = True) -> str:
@@ -84,6 +91,20 @@ def summary_line(report: SweepReport, results: bool = True) -> str:
         settings = ", ".join(f"{v.name} {value(best.settings[v.key])}" for v in report.varied)
         line += f"; * the best {report.metric} ({report.direction}): {number(best.metric, 4)}, {best.name}, {settings}"
     return line
+
+
+def edge_lines(report: SweepReport) -> list[str]:
+    """Where the best of at least three numbers is the least or the largest of them: a better one may lie beyond."""
+    best = report.best
+    lines = []
+    for varied in report.varied if best is not None else ():
+        numbers = [v for v in varied.values or () if isinstance(v, int | float) and not isinstance(v, bool)]
+        mine = best.settings[varied.key] if best is not None else None
+        if len(numbers) >= 3 and len(numbers) == len(varied.values or ()) and mine in (min(numbers), max(numbers)):
+            which, beyond = ("smallest", "below") if mine == min(numbers) else ("largest", "above")
+            lines.append(f"{varied.name}: the best, {value(mine)}, is the {which} of {len(numbers)}; a better "
+                         f"one may lie {beyond}")  # fmt: skip
+    return lines
 
 
 def value(setting: Any) -> str:
@@ -102,12 +123,12 @@ def _table(report: SweepReport, results: bool) -> Table:
     table.add_column("")
     table.add_column("trial", no_wrap=True)
     for varied in report.varied:
-        table.add_column(_broken(varied.name), justify="right", overflow="fold")
+        table.add_column(_broken(varied.name), justify="right", no_wrap=True)
     if results:
         table.add_column(_broken(report.metric), justify="right", no_wrap=True)
         for name in ("tokens/s", "steps", "time"):
             table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
+    table.add_column("state", no_wrap=True)
     for row in report.rows:
         style = "bold" if results and row is report.best else ""
         cells = ["*" if style else "", row.name, *(_text(row.settings[v.key]) for v in report.varied)]
@@ -128,7 +149,9 @@ def _results(row: Row) -> list[str]:
 
 
 def _text(setting: Any) -> str:
-    return prose(value(setting))
+    # The end of a path or a list tells it from the others.
+    text = prose(value(setting)).replace("\n", " ")
+    return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"
 
 
 def _broken(name: str) -> str:

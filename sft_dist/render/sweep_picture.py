@@ -12,8 +12,8 @@ from sft_dist.render.page import escape
 from sft_dist.render.sweep import Row, SweepReport, Varied, summary_line, value
 from sft_dist.render.wording import number
 
-_LEFT, _TOP = 78, 100
-_PANEL, _HEIGHT, _GAP, _BELOW = 270, 200, 26, 92
+_LEFT, _TOP = 78, 92
+_PANEL, _HEIGHT, _GAP, _BELOW = 270, 200, 26, 84
 _MOST_ACROSS = 3
 # A line of this many letters fills a panel.
 _LETTERS = 38
@@ -52,7 +52,7 @@ def sweep_svg(report: SweepReport) -> str:
     down = -(-len(report.varied) // across) or 1
     # Two panels' width at least, so that the title has room.
     width = _LEFT + max(across, 2) * (_PANEL + _GAP) + 8
-    height = _TOP + down * (_HEIGHT + _BELOW) + 6
+    height = _TOP + down * (_HEIGHT + _BELOW) - 18
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(summary_line(report))}">',
@@ -78,8 +78,11 @@ def _head(report: SweepReport, width: int) -> Iterator[str]:
         settings = ", ".join(f"{v.name} {value(best.settings[v.key])}" for v in report.varied)
         told = _shortened(f"best: {number(best.metric, 4)}, {best.name} ({settings})", (width - _LEFT) // 7)
         yield f'<text class="best-ink" x="{_LEFT}" y="56">{escape(told)}</text>'
-    if any(row.state == "failed" for row in report.rows):
-        yield f'<text class="cross-ink" x="{width - _GAP}" y="78" text-anchor="end">× failed</text>'
+    signs = ["× failed"] if any(row.state == "failed" for row in report.rows) else []
+    signs += (
+        ["line: the best of each value"] if any(v.values is not None and _is_ordered(v) for v in report.varied) else []
+    )
+    yield f'<text class="soft" x="{_LEFT}" y="78">{" · ".join(signs)}</text>'
 
 
 def _panel(report: SweepReport, varied: Varied, left: float, top: float, width: float, is_first: bool) -> Iterator[str]:
@@ -142,17 +145,26 @@ def _vertical(values: Sequence[float], start: float, end: float) -> Axis:
     return Axis.over(low, high, start, end, 4, rounded=True)
 
 
+def _is_ordered(varied: Varied) -> bool:
+    """Whether its values are numbers, or come from a range of them."""
+    return varied.values is None or all(_is_number(one) for one in varied.values)
+
+
+def _is_number(setting: Any) -> bool:
+    return isinstance(setting, int | float) and not isinstance(setting, bool)
+
+
 def _scale(varied: Varied, settings: Sequence[Any], left: float, width: float) -> _Scale:
     inner = (left + 18, left + width - 18)
-    numbers = [s for s in settings if isinstance(s, int | float) and not isinstance(s, bool)]
+    numbers = [s for s in settings if _is_number(s)]
     if len(numbers) != len(settings) or not numbers:
         return _by_name(varied, settings, inner)
     low, high = min(numbers), max(numbers)
-    listed = sorted({s for s in varied.values or () if not isinstance(s, bool) and isinstance(s, int | float)})
+    listed = sorted({s for s in varied.values or () if _is_number(s)})
     if listed:
         low, high = min(low, listed[0]), max(high, listed[-1])
     axis: Axis
-    if low > 0 and (varied.log or high / low >= _DECADES_X):
+    if low > 0 and (varied.log or (listed and high / low >= _DECADES_X)):
         axis = LogAxis.over_factors(low, high, *inner)
     else:
         axis = Axis.over(low, high, *inner, 4, whole=all(isinstance(s, int) for s in numbers))
@@ -165,7 +177,7 @@ def _by_name(varied: Varied, settings: Sequence[Any], inner: tuple[float, float]
     names = list(dict.fromkeys(value(s) for s in [*(varied.values or ()), *settings]))
     step = (inner[1] - inner[0]) / len(names)
     places = {name: inner[0] + step * (number_ + 0.5) for number_, name in enumerate(names)}
-    letters = max(4, int(step / 7))
+    letters = max(3, int(step / 8.5))
     marks = [(at, _shortened(_last(name, letters), letters)) for name, at in places.items()]
     return _Scale(places, tuple(marks), is_ordered=False)
 
