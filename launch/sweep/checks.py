@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from launch import check
 from launch.sweep import metric
+from launch.sweep.space import Point
 from launch.sweep.study import Study
-from launch.sweep.trials import Trial, described
+from launch.sweep.trials import Trial, whose
 from sft_dist.errors import UserError
 
 # Settings that no check looks at: trials that differ in them alone are checked as one, for a check may ask the hub.
@@ -26,23 +27,38 @@ def refuse_faults(study: Study, todo: Sequence[Trial], every: Sequence[Trial]) -
 
     `every`: all trials, which have to have the metric.
     """
-    told: dict[str, list[Trial]] = {}
-    for trial in every:
-        if fault := metric.fault(study.settings.metric, trial.recipe):
-            told.setdefault(study.fault("metric", fault), []).append(trial)
-    looked_at: dict[str, list[check.Finding]] = {}
+    lines = _lines([(trial, _of_metric(study, trial)) for trial in every])
+    looked_at: dict[str, list[str]] = {}
     for trial in todo:
         key = _as_checked(trial)
         if key not in looked_at:
-            looked_at[key] = check.findings(trial.recipe)
-        for finding in looked_at[key]:
-            if finding.level != "fine":
-                told.setdefault(finding.text, []).append(trial)
-    lines = [f"{text}{_whose(trials, every if len(trials) > len(todo) else todo)}" for text, trials in told.items()]
+            found = check.findings(trial.recipe)
+            looked_at[key] = [_placed(study, finding.text) for finding in found if finding.level != "fine"]
+    lines += _lines([(trial, looked_at[_as_checked(trial)]) for trial in todo])
     if lines:
         more = [f"and {len(lines) - _MOST_TOLD} more such lines"] if len(lines) > _MOST_TOLD else []
         raise UserError("\n".join(lines[:_MOST_TOLD] + more))
     _refuse_full_disk(study, todo)
+
+
+def _of_metric(study: Study, trial: Trial) -> list[str]:
+    fault = metric.fault(study.settings.metric, trial.recipe)
+    return [study.fault("metric", fault)] if fault else []
+
+
+def _lines(found: Sequence[tuple[Trial, Sequence[str]]]) -> list[str]:
+    """Each fault once, with the trials that have it."""
+    told: dict[str, list[Point]] = {}
+    for trial, faults in found:
+        for fault in faults:
+            told.setdefault(fault, []).append(trial.settings)
+    return [f"{text}{whose(settings, len(found))}" for text, settings in told.items()]
+
+
+def _placed(study: Study, text: str) -> str:
+    """A fault of a key that is varied, at its line in the sweep's file."""
+    key, _, rest = text.partition(": ")
+    return study.fault(f"parameters.{key}", rest) if key in study.parameters else text
 
 
 def _as_checked(trial: Trial) -> str:
@@ -50,13 +66,6 @@ def _as_checked(trial: Trial) -> str:
     output = {} if not recipe.output.resume else {"output": recipe.output}
     dump = recipe.model_dump_json(exclude={"output": True, "train": set(_NOT_LOOKED_AT)})
     return f"{dump}{output}"
-
-
-def _whose(trials: Sequence[Trial], every: Sequence[Trial]) -> str:
-    if len(trials) == len(every):
-        return "" if len(every) == 1 else f" (all {len(every)} trials)"
-    more = f", and {len(trials) - 1} more" if len(trials) > 1 else ""
-    return f" ({described(trials[0].settings)}{more})"
 
 
 def _refuse_full_disk(study: Study, todo: Sequence[Trial]) -> None:

@@ -46,6 +46,9 @@ def sweep(file: Path, words: Sequence[str], wishes: Wishes) -> int:
         return EXIT_DONE
     todo = _todo(every, wishes.retry_failed)
     checks.refuse_faults(study, todo, every)
+    asked = study.settings.trials
+    if asked is not None and len(every) < asked:
+        say(f"{study.name}: {asked} trials were asked for, {len(every)} different ones exist")
     if wishes.show_only:
         _show(results.collect(study, every, ranked=False), with_results=False)
         return EXIT_DONE

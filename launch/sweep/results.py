@@ -19,7 +19,7 @@ from sft_dist.rundir import RunDir, write_text
 
 
 def collect(study: Study, trials: Sequence[Trial], ranked: bool = True) -> SweepReport:
-    """The trials with their numbers, `ranked` with the best first; those that are not done come last, in their order."""
+    """The trials with their numbers; `ranked`: the best first, and last those that are not done, in their order."""
     greater = study.greater_is_better
     rows = [_row(study, trial, greater) for trial in trials]
     if ranked:

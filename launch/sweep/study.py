@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from launch import recipe_files
 from launch.sweep import space
@@ -33,6 +33,15 @@ _WHAT = "the YAML file of a sweep"
 MOST_TRIALS = 1000
 
 
+def _keys(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError("expected recipe keys with their values, such as `train.learning_rate: [1.0e-5, 2.0e-5]`")
+    return value
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(_keys)]
+
+
 class SweepFile(Section):
     """The keys of a sweep's file."""
 
@@ -54,9 +63,9 @@ class SweepFile(Section):
     """Unset: true for speeds, accuracies and MFU only."""
     at_once: PositiveInt | None = None
     """Trials that run at the same time; on this machine they run one after another."""
-    set: dict[str, Any] = Field(default_factory=dict)
+    set: Settings = Field(default_factory=dict)
     """Recipe settings of all trials, by dotted key."""
-    parameters: dict[str, Any]
+    parameters: Settings
     """What is varied, by dotted key: a list of values or, by chance, `{min: ..., max: ..., log: true}`."""
 
 

@@ -18,6 +18,7 @@ from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 from sft_dist.recipe import load_recipe
 from sft_dist.render.sweep import value
+from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir
 from sft_dist.runlock import living
 
@@ -58,7 +59,7 @@ def resolve(study: Study) -> list[Trial]:
             for line in str(error).splitlines():
                 faults.setdefault(_placed(study, line), []).append(settings)
     if faults:
-        raise UserError("\n".join(f"{line}{_of(where, every)}" for line, where in faults.items()))
+        raise UserError("\n".join(f"{line}{whose(where, len(every))}" for line, where in faults.items()))
     _refuse_twins(study, trials)
     return trials
 
@@ -110,10 +111,11 @@ def _placed(study: Study, line: str) -> str:
     return line
 
 
-def _of(where: Sequence[Point], every: Sequence[Point]) -> str:
-    if len(where) == len(every):
+def whose(where: Sequence[Point], every: int) -> str:
+    """Which trials a fault is of, in parentheses; nothing where it is of `every` one."""
+    if len(where) == every:
         return ""
-    return f" ({described(where[0])}" + (f", and {len(where) - 1} more trials)" if len(where) > 1 else ")")
+    return f" ({described(where[0])}" + (f", and {count(len(where) - 1, 'more trial')})" if len(where) > 1 else ")")
 
 
 def _refuse_twins(study: Study, trials: Sequence[Trial]) -> None:
@@ -127,13 +129,14 @@ def _refuse_twins(study: Study, trials: Sequence[Trial]) -> None:
 
 
 def _identity(recipe: Recipe, varied: Sequence[str]) -> str:
-    """Equal for the same run: settings that bear on the numbers, rows per step, and whatever the sweep varies."""
+    """Equal for the same run: settings that bear on the numbers, rows per step, and what else the sweep varies."""
+    free = [key for key in varied if not identity.bears_on_numbers(key)]
     tree = recipe.model_dump(mode="json")
     rows = recipe.parallel.global_batch_size or [
         recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps,
         recipe.parallel.processes,
     ]
-    return json.dumps([identity.recipe_hash(recipe), rows, [_at(tree, key) for key in varied]], sort_keys=True)
+    return json.dumps([identity.recipe_hash(recipe), rows, [_at(tree, key) for key in free]], sort_keys=True)
 
 
 def _at(tree: Any, key: str) -> Any:
