@@ -110,6 +110,36 @@ def test_a_stopped_sweep_goes_on_with_the_trial_that_it_was_at(tmp_path: Path, t
     assert trainings.names() == ["trial-002", "trial-003", "trial-004", "trial-005"]
 
 
+def test_a_killed_sweep_goes_on_as_a_stopped_one(tmp_path: Path, trainings: Trainings) -> None:
+    """What `kill -9` leaves: a trial that was begun, and no word of its end."""
+
+    class Killed(BaseException):
+        pass
+
+    def behave(_: Recipe) -> Ending | None:
+        if len(trainings.seen) == 2:
+            raise Killed
+        return None
+
+    file = write_sweep(tmp_path)
+    trainings.behave = behave
+    with pytest.raises(Killed):
+        sweep(file)
+    trainings.seen.clear()
+    trainings.behave = lambda _: None
+    assert sweep(file) == 0
+    assert [recipe.output.resume for recipe in trainings.seen] == [True, *[False] * 4]
+    assert trainings.names()[0] == "trial-001"
+
+
+def test_ctrl_c_between_two_trials_is_a_stop(tmp_path: Path, trainings: Trainings) -> None:
+    def behave(_: Recipe) -> Ending | None:
+        raise KeyboardInterrupt
+
+    trainings.behave = behave
+    assert sweep(write_sweep(tmp_path)) == 75
+
+
 def test_a_trial_that_can_go_on_is_left_for_the_next_call(tmp_path: Path, trainings: Trainings) -> None:
     """As after a hang: the others are run meanwhile."""
     file = write_sweep(tmp_path)
