@@ -15,7 +15,7 @@ from launch.sweep.study import Study, read_study
 from launch.sweep.trials import State, Trial
 from sft_dist.errors import EXIT_BUG, EXIT_DONE, EXIT_RESUMABLE, UserError
 from sft_dist.render.sweep import SweepReport
-from sft_dist.rundir import command_line, write_text
+from sft_dist.rundir import command_line, without_secrets, write_text
 from sft_dist.runlock import RunLock
 
 
@@ -102,8 +102,9 @@ def _locked(study: Study) -> Iterator[None]:
 
 def _begin(study: Study, every: Sequence[Trial], todo: Sequence[Trial]) -> None:
     """Say what there is to do, and write down what the sweep is."""
-    held = {"command": command_line(), "file": str(study.file.absolute()), "recipe": str(study.recipe.absolute()),
-            "settings": study.settings.model_dump(mode="json"), "overrides": list(study.words)}  # fmt: skip
+    held = {"command": without_secrets(command_line()), "file": str(study.file.absolute()),
+            "recipe": str(study.recipe.absolute()), "settings": study.settings.model_dump(mode="json"),
+            "overrides": without_secrets(study.words)}  # fmt: skip
     try:
         write_text(study.root / checks.NAME, json.dumps(held, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
@@ -161,10 +162,11 @@ def _told(report: SweepReport, ended: Ended) -> str:
 
 def _report(study: Study, every: Sequence[Trial], write: bool) -> None:
     report = results.collect(study, every)
-    files = results.write(report, study.root) if write else []
+    # First what cannot fail: a full disk must not keep the numbers from being seen.
     _show(report, with_results=True)
-    if files:
-        say(f"{files[0].parent}: {', '.join(file.name for file in files)}")
+    if write:
+        files = results.write(report, study.root)
+        say(f"{study.root}: {', '.join(file.name for file in files)}")
 
 
 def _show(report: SweepReport, with_results: bool) -> None:

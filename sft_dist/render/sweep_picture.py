@@ -167,7 +167,7 @@ def _scale(varied: Varied, settings: Sequence[Any], left: float, width: float) -
     if low > 0 and (varied.log or (listed and high / low >= _DECADES_X)):
         axis = LogAxis.over_factors(low, high, *inner)
     else:
-        axis = Axis.over(low, high, *inner, 4, whole=all(isinstance(s, int) for s in numbers))
+        axis = Axis.over(low, high, *inner, 4, whole=all(isinstance(s, int) for s in numbers), rounded=not listed)
     marks = [(axis.at(s), value(s)) for s in listed] or [(axis.at(tick), axis.label(tick)) for tick in axis.ticks]
     return _Scale({value(s): axis.at(s) for s in numbers}, tuple(_apart(marks)), is_ordered=True)
 

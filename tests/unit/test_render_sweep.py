@@ -61,6 +61,12 @@ def test_values_of_one_decade_are_where_they_are() -> None:
     assert (four - one) / (two - one) == pytest.approx(3, abs=0.01)
 
 
+def test_a_range_has_an_axis_that_can_be_read() -> None:
+    values = [0.0031, 0.044, 0.0976]
+    root = picture(report(Varied("train.weight_decay", "weight_decay", None, log=False), values, [1.0, 2.0, 3.0]))
+    assert {"0.00", "0.05", "0.10"} <= set(texts(root))
+
+
 def test_the_best_has_a_ring_and_failed_trials_are_crosses() -> None:
     root = picture(report(listed("a.b", 1, 2, 3), [1, 2, 3], [3.0, 1.0, None]))
     rings = [dot for dot in root.iter(f"{SVG}circle") if dot.attrib["class"] == "ring"]
