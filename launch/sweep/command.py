@@ -144,7 +144,7 @@ def _note(study: Study, ended: Ended) -> None:
     # What becomes of the numbers of a sweep does not hang on this file: a full disk must not end it.
     with contextlib.suppress(OSError):
         history.note(study.root, "end", ended.trial.name, code=ended.code, failed=ended.failed,
-                     seconds=round(ended.seconds, 3), reason=ended.reason)  # fmt: skip
+                     seconds=round(ended.seconds, 3), reason=ended.reason, said=ended.said)  # fmt: skip
 
 
 def _told(report: SweepReport, ended: Ended) -> str:

@@ -18,7 +18,7 @@ NAME = "trials.jsonl"
 
 @dataclass(frozen=True)
 class Record:
-    """`code`, `seconds` and `reason` are those of an end; `failed`: not to be tried again unasked."""
+    """`code`, `seconds`, `reason` and `said` are those of an end; `failed`: not to be tried again unasked."""
 
     event: Literal["start", "end"]
     trial: str
@@ -27,6 +27,7 @@ class Record:
     failed: bool = False
     seconds: float | None = None
     reason: str | None = None
+    said: str | None = None
 
 
 def note(root: Path, event: Literal["start", "end"], trial: str, **more: Any) -> None:

@@ -62,6 +62,7 @@ def as_json(report: SweepReport) -> dict[str, Any]:
                 report.metric: row.metric,
                 "state": row.state,
                 "reason": row.reason,
+                "said": row.said,
                 "tokens_per_second": row.tokens_per_second,
                 "steps": row.steps,
                 "seconds": row.seconds,
@@ -110,6 +111,7 @@ def _row(study: Study, trial: Trial, greater: bool) -> Row:
         steps=steps if isinstance(steps, int) else metric.last_step(run),
         seconds=trial.seconds,
         folder=str(trial.folder),
+        said=trial.said if trial.state == "failed" else None,
     )
 
 

@@ -27,17 +27,22 @@ _WORDS = (
 )
 _ERROR = re.compile(r"^\s*([A-Za-z_][\w.]*(?:Error|Exception|Interrupt))\b", re.MULTILINE)
 _TAIL_BYTES = 1 << 16
+_LONGEST_SAID = 500
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a trial. `stopped`: it was told to stop, and so is the sweep; `reason`: why it is not done."""
+    """What became of a trial. `stopped`: it was told to stop, and so is the sweep; `reason`: why it is not done.
+
+    `said`: the line by which the run told why.
+    """
 
     trial: Trial
     code: int
     stopped: bool
     seconds: float
     reason: str | None = None
+    said: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -82,17 +87,18 @@ class LocalRunner:
             endings.append(local.run(file, recipe, quiet=True))
             return endings[-1]
 
-        reason = None
+        fault = ""
         try:
             with RunLock(trial.folder, "sft-dist sweep"):
                 code = retries.run(trial.recipe, command_line(), self._tries, begin)
         except UserError as error:
             logtail.say([f"sft-dist: {error}"])
-            code, reason = EXIT_USER, str(error)
+            code, fault = EXIT_USER, f"sft-dist: {error}"
         stopped = bool(endings) and endings[-1].stopped
-        if code != EXIT_DONE:
-            reason = "stopped" if stopped else why(code, reason or _tail(log, start))
-        return Ended(trial, code, stopped, time.monotonic() - began, reason)
+        took, text = time.monotonic() - began, fault or _tail(log, start)
+        if code == EXIT_DONE or stopped:
+            return Ended(trial, code, stopped, took, "stopped" if code != EXIT_DONE else None)
+        return Ended(trial, code, stopped, took, why(code, text), last_words(text))
 
 
 def why(code: int, text: str) -> str:
@@ -104,10 +110,20 @@ def why(code: int, text: str) -> str:
             return found.expand(word)
     if code > 128:
         return logtail.cause(128 - code).removeprefix("was ").partition(" (")[0]
+    if code == EXIT_USER and re.search(r"^sft-dist: [^\s:]+:\d+: ", last, re.MULTILINE):
+        return "bad data"
     if code == EXIT_USER and (key := re.search(r"^(?:sft-dist: )?([a-z]+\.[a-z_0-9]+): ", last, re.MULTILINE)):
         return key[1]
     errors = _ERROR.findall(text)
     return errors[-1].rpartition(".")[2] if errors else f"exit code {code}"
+
+
+def last_words(text: str) -> str | None:
+    """The line of a log that says why it ends: the run's own, else that of the last exception."""
+    lines = [line.strip() for line in text.splitlines()]
+    told = [line.removeprefix("sft-dist: ") for line in lines if line.startswith("sft-dist: ")]
+    told = told or [line for line in lines if _ERROR.match(line)]
+    return told[-1][:_LONGEST_SAID] if told else None
 
 
 def say(line: str) -> None:

@@ -36,6 +36,7 @@ class Trial:
     recipe: Recipe
     state: State = "waiting"
     reason: str | None = None
+    said: str | None = None
     seconds: float | None = None
 
     @property
@@ -188,7 +189,7 @@ def _became(trial: Trial, records: Sequence[Record]) -> Trial:
         return replace(trial, state="done")
     last = records[-1] if records else None
     if last is not None and last.event == "end" and last.failed:
-        return replace(trial, state="failed", reason=last.reason)
+        return replace(trial, state="failed", reason=last.reason, said=last.said)
     attempts = read_attempts(SlurmDir(run.root))
     if attempts and isinstance(attempts[-1], End) and attempts[-1].verdict == "stop":
         return replace(trial, state="failed", reason=attempts[-1].reason)

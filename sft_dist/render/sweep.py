@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {"done": "green", "failed": "bold red", "unfinished": "yellow", "running": "cyan", "waiting": "dim"}
 _LONGEST = 26
+_MOST_TOLD = 8
 _ORDER = ("done", "running", "unfinished", "failed", "waiting")
 
 
@@ -31,7 +32,7 @@ class Varied:
 
 @dataclass(frozen=True)
 class Row:
-    """A trial. `metric` is None where it has none; `reason`: why it is not done, in a word."""
+    """A trial. `metric` is None where it has none; `reason`: why it is not done, in a word; `said`: in its own."""
 
     name: str
     settings: Mapping[str, Any]
@@ -42,6 +43,7 @@ class Row:
     steps: int | None
     seconds: float | None
     folder: str
+    said: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def to_terminal(report: SweepReport, console: Console, results: bool = True) -> 
         # A file is as wide as it has to be.
         console.width = max(console.width, Measurement.get(console, console.options.update_width(1000), table).maximum)
     console.print(table)
-    for line in [summary_line(report, results), *(edge_lines(report) if results else ())]:
+    for line in [summary_line(report, results), *(_notes(report) if results else ())]:
         console.print(Text(prose(line)), soft_wrap=True)
 
 
@@ -91,6 +93,12 @@ def summary_line(report: SweepReport, results: bool = True) -> str:
         settings = ", ".join(f"{v.name} {value(best.settings[v.key])}" for v in report.varied)
         line += f"; * the best {report.metric} ({report.direction}): {number(best.metric, 4)}, {best.name}, {settings}"
     return line
+
+
+def _notes(report: SweepReport) -> list[str]:
+    failed = [f"{row.name}: {row.said}" for row in report.rows if row.said]
+    more = [f"and {len(failed) - _MOST_TOLD} more that failed"] if len(failed) > _MOST_TOLD else []
+    return [*edge_lines(report), *failed[:_MOST_TOLD], *more]
 
 
 def edge_lines(report: SweepReport) -> list[str]:

@@ -87,7 +87,9 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again_only_on_demand(
     assert len(trainings.names()) == 6
     last = results(file)[-1]
     assert (last["trial"], last["state"], last["reason"]) == ("trial-004", "failed", "out of memory")
-    assert "failed: out of memory" in said(capsys)
+    out = said(capsys)
+    assert "failed: out of memory" in out
+    assert "\ntrial-004: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB\n" in out
     assert sweep(file) == 1
     assert trainings.names() == []
     assert "what failed is tried again with --retry-failed" in said(capsys)
@@ -300,6 +302,7 @@ def test_the_history_survives_a_torn_line(tmp_path: Path) -> None:
         (1, "torch.OutOfMemoryError: CUDA out of memory", "out of memory"),
         (2, "sft-dist: guard.nonfinite: step 3: the loss is not finite; lower it", "not finite"),
         (2, "sft-dist: data.dataset_name: f.jsonl:3: broken", "data.dataset_name"),
+        (2, "sft-dist: a/b.jsonl:6: broken JSON: Expecting ','; mend it", "bad data"),
         (137, "", "killed by SIGKILL"),
         (1, "OSError: [Errno 28] No space left on device", "disk full"),
         (3, "", "exit code 3"),
