@@ -21,15 +21,24 @@ def read_typed(file: Path, kind: type[Tree], what: str, overrides: Sequence[str]
 
     Raises :class:`UserError` with all faults, one a line.
     """
-    root, faults = _nodes(file, what)
-    for word in overrides:
-        faults += _override(root, word)
+    root, faults = read_keys(file, what, overrides)
     if not faults:
         try:
             return kind.model_validate(_plain(root))
         except ValidationError as error:
             faults = list(_faults(error, root, kind))
     raise UserError("\n".join(dict.fromkeys(fault.line(str(file)) for fault in faults)))
+
+
+def read_keys(file: Path, what: str, overrides: Sequence[str] = ()) -> tuple[Keys, list[Fault]]:
+    """The nodes of a file, which know their lines, with the overrides on top, and what is wrong with their form.
+
+    Raises :class:`UserError` for a file that cannot be read.
+    """
+    root, faults = _nodes(file, what)
+    for word in overrides:
+        faults += _override(root, word)
+    return root, faults
 
 
 def _nodes(file: Path, what: str) -> tuple[Keys, list[Fault]]:
