@@ -160,10 +160,26 @@ def _sweep(options: argparse.Namespace) -> int:
     return sweep(Path(options.sweep).expanduser(), options.overrides, wishes)
 
 
+def _pipeline(options: argparse.Namespace) -> int:
+    from launch.pipeline import command
+
+    wishes = command.Wishes(
+        status_only=options.status,
+        check_only=options.check,
+        tries=options.retries,
+        cluster=options.cluster,
+        nodes=options.nodes,
+    )
+    return command.run(options.pipeline, options.overrides, wishes)
+
+
 def _recipes(_: argparse.Namespace) -> int:
     from launch import recipe_files
 
     for name, path in recipe_files.packaged().items():
+        print(f"{name:32} {recipe_files.first_comment(path)}")
+    print("\npipelines, for `sft-dist pipeline`:")
+    for name, path in recipe_files.pipelines().items():
         print(f"{name:32} {recipe_files.first_comment(path)}")
     print(f"\nfiles: {recipe_files.FOLDER}")
     return EXIT_DONE
@@ -276,6 +292,18 @@ def _sweep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--at-once", type=_positive, metavar="N", help="trials at the same time on Slurm")
 
 
+def _pipeline_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("pipeline", metavar="PIPELINE", help="a pipeline file, a packaged one, or a pipeline's folder")
+    sub.add_argument("overrides", nargs="*", metavar="stage.section.key=value")
+    sub.add_argument("--status", action="store_true", help="show what has become of the stages, start nothing")
+    sub.add_argument("--check", action="store_true", help="check all stages and say what would be done, start nothing")
+    sub.add_argument(
+        "--retries", type=_count, default=0, metavar="N", help="start a stage that dies so often again (0)"
+    )
+    sub.add_argument("--cluster", metavar="PROFILE", help="run the stages as jobs of a cluster")
+    sub.add_argument("--nodes", type=_positive, metavar="N", help="nodes of the stages that name none")
+
+
 def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL_DIR", help="a run's folder, a model directory or a hub id")
     sub.add_argument("--recipe", help="recipe that names the held-out data (default: that of the model's run)")
@@ -331,6 +359,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
     ("verify", _verify, "prove that no strategy changes a number: a model in small, trained under each"),
     ("sweep", _sweep, "try many settings of one recipe, and compare what they come to"),
+    ("pipeline", _pipeline, "run a chain of stages, each from what others made, and go on where it ended"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
     ("export", _export, "write what a training left as a plain model directory"),
@@ -347,6 +376,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "lengths": _lengths_options,
     "verify": _verify_options,
     "sweep": _sweep_options,
+    "pipeline": _pipeline_options,
     "eval": _eval_options,
     "checkpoints": _checkpoints_options,
     "export": _export_options,

@@ -14,7 +14,7 @@ from sft_dist.errors import EXIT_RESUMABLE, EXIT_USER
 
 # Codes of a rank that has said itself, in one line, why it ended.
 SPOKEN = (EXIT_USER, EXIT_RESUMABLE)
-_PREFIX = "sft-dist:"
+PREFIX = "sft-dist:"
 _LINES = 20
 _TAIL_BYTES = 1 << 16
 # How `logstamp` begins each line.
@@ -29,7 +29,7 @@ def report(name: str, code: int, log: Path | None, start: int) -> None:
     lines = _tail(log, start)[-_LINES:]
     say(
         [
-            f"{_PREFIX} {name} {cause(code)}" + (f"; the end of {log}:" if lines else ""),
+            f"{PREFIX} {name} {cause(code)}" + (f"; the end of {log}:" if lines else ""),
             *(f"  {line}" for line in lines),
         ]
     )
@@ -55,8 +55,8 @@ def cause(code: int) -> str:
 
 def message(log: Path | None, start: int) -> list[str]:
     """The last lines beginning with `sft-dist:` that stand together, in a log from byte `start` on."""
-    before_last = itertools.dropwhile(lambda line: not line.startswith(_PREFIX), reversed(_tail(log, start)))
-    return list(itertools.takewhile(lambda line: line.startswith(_PREFIX), before_last))[::-1]
+    before_last = itertools.dropwhile(lambda line: not line.startswith(PREFIX), reversed(_tail(log, start)))
+    return list(itertools.takewhile(lambda line: line.startswith(PREFIX), before_last))[::-1]
 
 
 def _tail(log: Path | None, start: int) -> list[str]:

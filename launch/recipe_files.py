@@ -10,11 +10,18 @@ from sft_dist.checkpoints import folder as folders
 from sft_dist.errors import RecipeError
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
+PIPELINE = ".pipeline.yaml"
 
 
 def packaged() -> dict[str, Path]:
     """The packaged recipes by name, such as `opt-1.3b/sft`."""
-    return {str(p.relative_to(FOLDER).with_suffix("")): p for p in sorted(FOLDER.rglob("*.yaml"))}
+    files = sorted(p for p in FOLDER.rglob("*.yaml") if not p.name.endswith(PIPELINE))
+    return {str(p.relative_to(FOLDER).with_suffix("")): p for p in files}
+
+
+def pipelines() -> dict[str, Path]:
+    """The packaged pipelines by name."""
+    return {str(p.relative_to(FOLDER)).removesuffix(PIPELINE): p for p in sorted(FOLDER.rglob(f"*{PIPELINE}"))}
 
 
 def find(name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +13,7 @@ from sft_dist.recipe_names import near_name
 from sft_dist.recipe_yaml import COMMAND_LINE, NO_LINE, Fault, Items, Keys, Node, read
 
 Tree = TypeVar("Tree", bound=BaseModel)
+_WORDS = {"too_short": "is empty; name at least one", "model_type": "should be keys and values"}
 _MOST_BYTES = 256 * 1024
 
 
@@ -89,6 +90,8 @@ def _faults(error: ValidationError, root: Keys, kind: type[BaseModel]) -> Iterat
             yield Fault(place, key, "no such key" + (f", did you mean {near}" if near else ""))
         elif one["type"] == "missing":
             yield Fault(place, key, "is missing; give it a value")
+        elif one["type"] in _WORDS:
+            yield Fault(place, key, _WORDS[one["type"]])
         else:
             text = one["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             yield Fault(place, key, text if one["type"] == "value_error" else f"should be {text}")
@@ -115,9 +118,13 @@ def _place(root: Keys, path: Sequence[str]) -> tuple[int, str]:
 
 def _names(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     """The keys that a section has."""
-    for part in path:
+    names = iter(path)
+    for part in names:
         field = kind.model_fields.get(part)
         below = [field.annotation, *get_args(field.annotation)] if field is not None else []
+        if field is not None and get_origin(field.annotation) is dict:
+            # A name of the user's stands between.
+            next(names, None)
         section = next((one for one in below if isinstance(one, type) and issubclass(one, BaseModel)), None)
         if section is None:
             return []

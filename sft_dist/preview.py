@@ -20,9 +20,8 @@ from sft_dist.data.conversations import conversations
 from sft_dist.data.masking import IGNORE, Masker, Tokens
 from sft_dist.data.mixture_sources import key_of, sources_of, title_of
 from sft_dist.data.overlap import MOST, overlap_of_sources
-from sft_dist.data.prepare import test_split_of
 from sft_dist.data.rows import nothing_left, tokenized
-from sft_dist.data.sources import open_source
+from sft_dist.data.sources import open_source, test_split_of
 from sft_dist.data.template import ChatTemplate, load_template
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import DataError

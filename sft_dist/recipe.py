@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 
@@ -32,15 +32,24 @@ _MOST_BYTES = 256 * 1024
 _HEAD = "# A resolved recipe: all settings of one run, defaults included. It repeats the run.\n"
 
 
-def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), layers: Sequence[Mapping[str, Node]] = ()
+) -> Recipe:
     """The recipe of a YAML file with `section.key=value` overrides, the later of which win.
+
+    `layers` are settings by dotted key that another file puts on top, before the overrides; their places are
+    :class:`~sft_dist.recipe_yaml.LineOf` that file.
 
     Raises :class:`RecipeError` with all faults, one a line, in the order of the file.
     """
     file = os.fsdecode(path)
     tree, faults = _read_file(file)
     # Overrides are looked at for their form even where there is no recipe to put them into.
-    faults += _override(Keys(NO_LINE) if tree is None else tree, overrides)
+    within = Keys(NO_LINE) if tree is None else tree
+    for layer in layers:
+        for key, node in layer.items():
+            faults += _put(within, key.split("."), node)
+    faults += _override(within, overrides)
     recipe = None if tree is None else Binder(tree, faults).recipe()
     if recipe is None or faults:
         lines = [fault.line(file) for fault in sorted(faults, key=lambda fault: fault.place)]
@@ -141,12 +150,12 @@ def _put(tree: Keys, path: list[str], node: Node) -> list[Fault]:
     for end in range(2, len(path)):
         outer = field_at(path[:end])
         if outer is not None and not takes_keys(outer.annotation):
-            return [Fault(COMMAND_LINE, dotted, f"{'.'.join(path[:end])} is one value, without keys below it")]
+            return [Fault(node.place, dotted, f"{'.'.join(path[:end])} is one value, without keys below it")]
     within = tree
     for name in path[:-1]:
         below = within.entries.get(name)
         if below is None or (isinstance(below, Scalar) and below.value is None):
-            below = within.entries[name] = Keys(COMMAND_LINE)
+            below = within.entries[name] = Keys(node.place)
         elif not isinstance(below, Keys):
             # What stands there is of the wrong type, and will be told.
             return []
@@ -155,7 +164,7 @@ def _put(tree: Keys, path: list[str], node: Node) -> list[Fault]:
     if resets and (len(path) > 2 or (field is not None and NoneType not in kinds(field.annotation))):
         within.entries.pop(path[-1], None)
         if field is not None and field.is_required():
-            return [Fault(COMMAND_LINE, dotted, "has no default to go back to; give a value")]
+            return [Fault(node.place, dotted, "has no default to go back to; give a value")]
     else:
         within.entries[path[-1]] = node
     return []

@@ -32,6 +32,18 @@ _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 _NOT_IN_A_LINE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
+class LineOf(int):
+    """A line of a file that is not the one being read, such as of a pipeline that sets keys of a recipe."""
+
+    file: str
+
+    def __new__(cls, line: int, file: str) -> LineOf:
+        """The number of a line, and the name of its file."""
+        place = super().__new__(cls, line)
+        place.file = file
+        return place
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What is wrong with one key (`""`: with the file), and where."""
@@ -42,6 +54,7 @@ class Fault:
 
     def line(self, file: str) -> str:
         """The message, always one line."""
+        file = self.place.file if isinstance(self.place, LineOf) else file
         where = "command line" if self.place == COMMAND_LINE else f"{file}:{self.place}" if self.place else file
         # A key with a blank at an end would not be seen for what it is.
         key = self.key if self.key == self.key.strip() else repr(self.key)

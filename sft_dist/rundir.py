@@ -26,7 +26,7 @@ STACK = (
 )  # fmt: skip
 # What a run writes; anything else in the folder is the user's own and is never removed.
 _OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "events.jsonl", "tracker.json", "model",
-         "model.unfinished", "checkpoints", "eval", "logs", "wandb", "tensorboard", "slurm")  # fmt: skip
+         "model.unfinished", "merged", "checkpoints", "eval", "logs", "wandb", "tensorboard", "slurm")  # fmt: skip
 _SECRET = re.compile(r"(?i)(key|token|secret|password)")
 
 

@@ -11,6 +11,7 @@ from sft_dist.data.account import Account
 from sft_dist.data.mixture import Mixture, shares
 from sft_dist.data.mixture_sources import key_of, sources_of
 from sft_dist.data.rows import Prepared, rows_of
+from sft_dist.data.sources import test_split_of
 from sft_dist.data.template import ChatTemplate
 from sft_dist.errors import DataError
 
@@ -56,14 +57,6 @@ def prepare_test(recipe: Recipe, template: ChatTemplate, max_length: int | None)
     if split is None:
         return None
     return rows_of(recipe.data, template, max_length, split, "data.dataset_test_split", recipe.data.max_eval_records)
-
-
-def test_split_of(recipe: Recipe) -> str | None:
-    """The held-out split: the recipe's, or the one that the built-in data set comes with."""
-    data = recipe.data
-    if data.dataset_test_split is None and data.dataset_name == "python-docs" and not data.test_split_size:
-        return "test"
-    return data.dataset_test_split
 
 
 def data_seed(recipe: Recipe) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft_dist.config import DataSection
+from sft_dist.config import DataSection, Recipe
 from sft_dist.data import python_docs
 from sft_dist.data.files import RawRecord, read_file
 from sft_dist.errors import DataError
@@ -50,6 +50,14 @@ def open_source(data: DataSection, split: str, key: str = "data.dataset_name") -
     if is_local(name):
         return _files_source(_local_files(name, split, key), name)
     return _hub_source(data, split, key)
+
+
+def test_split_of(recipe: Recipe) -> str | None:
+    """The held-out split: the recipe's, or the one that the built-in data set comes with."""
+    data = recipe.data
+    if data.dataset_test_split is None and data.dataset_name == BUILT_IN and not data.test_split_size:
+        return "test"
+    return data.dataset_test_split
 
 
 def is_local(name: str) -> bool:

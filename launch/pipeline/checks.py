@@ -1,0 +1,54 @@
+"""Everything that can be known of all stages before the first one starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from launch import check
+from launch.pipeline import state
+from launch.pipeline.stage import Pipeline, Stage
+from launch.pipeline.state import Decision
+from sft_dist.config import Recipe
+from sft_dist.errors import UserError
+
+
+def refuse_faults(pipeline: Pipeline, decisions: Mapping[str, Decision], unverified_too: bool) -> None:
+    """Raise :class:`UserError` with the faults of all stages that are to run, one a line.
+
+    A stage whose model an earlier one makes is checked with the model of the first one in the chain, which has the
+    architecture, tokenizer and limits that it will get. `unverified_too`: as in :func:`launch.check.refuse_faults`.
+    """
+    lines = []
+    for name, stage in pipeline.stages.items():
+        if decisions[name].action in ("done", "merge"):
+            continue
+        recipe = checked(stage, decisions[name])
+        if not Path(recipe.model.model_name_or_path).exists():
+            model = recipe.model.model_copy(update={"model_name_or_path": stage.stand_in})
+            recipe = recipe.model_copy(update={"model": model})
+        try:
+            check.refuse_faults(check.findings(recipe), unverified_too)
+        except UserError as error:
+            lines += [f"stage {name}: {line}" for line in str(error).splitlines()]
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def prepared(stage: Stage, decision: Decision) -> Recipe:
+    """The recipe of a stage as its run gets it: to go on, or to begin in an empty folder."""
+    if decision.action != "resume" or not stage.trains:
+        return stage.recipe
+    output = stage.recipe.output.model_copy(update={"resume": True})
+    return stage.recipe.model_copy(update={"output": output})
+
+
+def checked(stage: Stage, decision: Decision) -> Recipe:
+    """The recipe of a stage as it is checked: what lies in its folder is no fault where that is given another name."""
+    recipe = prepared(stage, decision)
+    begins_anew = decision.action == "again" or (decision.action == "resume" and not stage.trains)
+    if not begins_anew:
+        return recipe
+    # On the same disk, with the same rights.
+    beside = state.free_name(stage.folder) if decision.action == "again" else stage.folder / "new"
+    return recipe.model_copy(update={"output": recipe.output.model_copy(update={"output_dir": str(beside)})})

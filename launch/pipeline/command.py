@@ -1,0 +1,79 @@
+"""`sft-dist pipeline`: check all stages, then run those that are not done; or show what has become of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from launch.pipeline import checks, spec, state, work
+from launch.pipeline.resolve import resolve
+from launch.pipeline.resolved import write_resolved
+from launch.pipeline.runner import Runner, runner_for, say
+from launch.pipeline.stage import Pipeline, shown
+from launch.pipeline.state import Decision
+from sft_dist.errors import EXIT_DONE, UserError
+from sft_dist.rundir import command_line
+from sft_dist.runlock import RunLock, refuse_if_alive
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asks for."""
+
+    status_only: bool = False
+    check_only: bool = False
+    tries: int = 0
+    cluster: str | None = None
+    nodes: int | None = None
+
+
+def run(name: str, words: Sequence[str], wishes: Wishes) -> int:
+    """Run a pipeline, or show it. Returns the exit code. Raises :class:`UserError` before anything has started."""
+    pipeline = resolve(spec.find(name), words)
+    if wishes.status_only:
+        return _show(pipeline)
+    runner = runner_for(pipeline, command_line(), wishes.tries, wishes.cluster, wishes.nodes)
+    try:
+        refuse_if_alive(pipeline.dir.folder)
+    except UserError as error:
+        raise UserError(str(error).replace("output.output_dir", "output_dir", 1)) from error
+    decisions = state.plan(pipeline)
+    checks.refuse_faults(pipeline, decisions, unverified_too=wishes.cluster is None)
+    _tell(pipeline, decisions)
+    if wishes.check_only:
+        return EXIT_DONE
+    with RunLock(pipeline.dir.folder, "sft-dist pipeline") as lock:
+        if lock.replaced:
+            say(lock.replaced)
+        try:
+            write_resolved(pipeline)
+        except OSError as error:
+            raise UserError(f"{pipeline.dir.folder}: cannot be written: {error.strerror}; mend output_dir") from error
+        return _start(pipeline, decisions, runner)
+
+
+def _start(pipeline: Pipeline, decisions: Mapping[str, Decision], runner: Runner) -> int:
+    ids: dict[str, str] = {}
+    for name, stage in pipeline.stages.items():
+        if decisions[name].action != "done":
+            ids[name] = runner.start(stage, [ids[need] for need in stage.needs if need in ids])
+    return runner.finish()
+
+
+def _tell(pipeline: Pipeline, decisions: Mapping[str, Decision]) -> None:
+    """What is going to be done, before it is."""
+    say(f"{shown(pipeline.root)}: {len(pipeline.stages)} stages")
+    for name, stage in pipeline.stages.items():
+        behind = f", behind {' and '.join(stage.needs)}" if stage.needs and decisions[name].action != "done" else ""
+        say(f"  {work.told(stage, decisions[name])}{behind}")
+
+
+def _show(pipeline: Pipeline) -> int:
+    import sys
+
+    from rich.console import Console
+
+    from launch.pipeline import show, view
+
+    show.to_terminal(pipeline, view.rows(pipeline), Console(width=None if sys.stdout.isatty() else 110))
+    return EXIT_DONE
