@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from launch import check
 from launch.sweep import metric
 from launch.sweep.space import Point
 from launch.sweep.study import Study
 from launch.sweep.trials import Trial, whose
+from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 
 # Settings that no check looks at: trials that differ in them alone are checked as one, for a check may ask the hub.
@@ -22,18 +23,19 @@ _GB = 1e9
 _MOST_TOLD = 20
 
 
-def refuse_faults(study: Study, todo: Sequence[Trial], every: Sequence[Trial]) -> None:
+def refuse_faults(
+    study: Study, todo: Sequence[Trial], every: Sequence[Trial], look: Callable[[Recipe], Sequence[str]]
+) -> None:
     """Raise :class:`UserError` with all faults of the trials that are to be run, one a line.
 
-    `every`: all trials, which have to have the metric.
+    `every`: all trials, which have to have the metric; `look`: the faults of one, where it is to be run.
     """
     lines = _lines([(trial, _of_metric(study, trial)) for trial in every])
     looked_at: dict[str, list[str]] = {}
     for trial in todo:
         key = _as_checked(trial)
         if key not in looked_at:
-            found = check.findings(trial.recipe)
-            looked_at[key] = [_placed(study, finding.text) for finding in found if finding.level != "fine"]
+            looked_at[key] = [_placed(study, fault) for fault in look(trial.recipe)]
     lines += _lines([(trial, looked_at[_as_checked(trial)]) for trial in todo])
     if lines:
         more = [f"and {len(lines) - _MOST_TOLD} more such lines"] if len(lines) > _MOST_TOLD else []

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.slurm import in_queue
+from launch.slurm.in_queue import Queued
 from launch.sweep import checks, history, results, trials
 from launch.sweep.runner import Ended, LocalRunner, Runner, say
 from launch.sweep.study import Study, read_study
@@ -40,12 +42,12 @@ def sweep(file: Path, words: Sequence[str], wishes: Wishes) -> int:
     study = read_study(file, words)
     runner = _runner(study, wishes)
     checks.refuse_folder(study)
-    every = _look(study)
+    every = _look(study, runner)
     if wishes.report_only:
         _report(study, every, write=study.root.is_dir())
         return EXIT_DONE
     todo = _todo(every, wishes.retry_failed)
-    checks.refuse_faults(study, todo, every)
+    checks.refuse_faults(study, todo, every, runner.look)
     asked = study.settings.trials
     if asked is not None and len(every) < asked:
         say(f"{study.name}: {asked} trials were asked for, {len(every)} different ones exist")
@@ -54,11 +56,14 @@ def sweep(file: Path, words: Sequence[str], wishes: Wishes) -> int:
         return EXIT_DONE
     with _locked(study):
         # Another sweep may have ended between the look and the lock.
-        every = _look(study)
+        every = _look(study, runner)
         todo = _todo(every, wishes.retry_failed)
         _begin(study, every, todo)
         was_stopped = _run(study, runner, todo)
-        every = _look(study)
+        if not runner.waits:
+            say(f"sft-dist sweep {study.file} --report shows how they stand, sft-dist status, too")
+            return EXIT_DONE
+        every = _look(study, runner)
         _report(study, every, write=True)
     return _code({trial.state for trial in every}, was_stopped)
 
@@ -67,7 +72,12 @@ def _runner(study: Study, wishes: Wishes) -> Runner:
     """Whoever runs the trials: this machine, or a cluster."""
     at_once = wishes.at_once or study.settings.at_once
     if wishes.cluster is not None:
-        raise UserError("--cluster: sweeps on Slurm are not yet there; leave it out to run on this machine")
+        from launch.sweep.slurm import SlurmRunner
+
+        if wishes.tries:
+            raise UserError("--retries: is for a sweep on this machine; on Slurm the profile's `requeue` counts: leave "
+                            "it out")  # fmt: skip
+        return SlurmRunner(study, wishes.cluster, wishes.nodes, at_once)
     if wishes.nodes is not None:
         raise UserError("--nodes: is for a sweep on Slurm; leave it out, or add --cluster PROFILE")
     if wishes.at_once not in (None, 1):
@@ -76,8 +86,23 @@ def _runner(study: Study, wishes: Wishes) -> Runner:
     return LocalRunner(study.name, wishes.tries)
 
 
-def _look(study: Study) -> list[Trial]:
-    return trials.settle(study, trials.resolve(study), history.read(study.root))
+def _look(study: Study, runner: Runner) -> list[Trial]:
+    return trials.settle(
+        study, trials.resolve(study), history.read(study.root), _jobs(study, must_know=not runner.waits)
+    )
+
+
+def _jobs(study: Study, must_know: bool) -> dict[str, Queued]:
+    """What is in Slurm's queue. Nobody is asked for a sweep that never was there."""
+    if not any(study.root.glob("*/slurm/submission.json")):
+        return {}
+    try:
+        return in_queue.look()
+    except UserError as error:
+        if must_know:
+            raise
+        print(f"sft-dist: {error}; trials in the queue are shown as unfinished", file=sys.stderr)
+        return {}
 
 
 def _todo(every: Sequence[Trial], retry_failed: bool) -> list[Trial]:
@@ -111,7 +136,7 @@ def _begin(study: Study, every: Sequence[Trial], todo: Sequence[Trial]) -> None:
         raise UserError(study.fault("output_dir", f"{study.root} cannot be written: {error.strerror}; name a folder of "
                                     "yours")) from error  # fmt: skip
     states = [trial.state for trial in every]
-    parts = [f"{states.count(state)} {state}" for state in ("done", "running", "failed") if state in states]
+    parts = [f"{states.count(state)} {state}" for state in ("done", "running", "queued", "failed") if state in states]
     say(f"{study.name}: {len(every)} trials" + "".join(f", {part}" for part in parts) + f", {len(todo)} to run")
     if "failed" in states and len(todo) + states.count("done") < len(every):
         say("what failed is tried again with --retry-failed")
@@ -128,7 +153,7 @@ def _run(study: Study, runner: Runner, todo: Sequence[Trial]) -> bool:
     try:
         for ended in runner.run(todo):
             _note(study, ended)
-            report = results.collect(study, _look(study))
+            report = results.collect(study, _look(study, runner))
             # Whoever looks while the sweep goes on, or after it was killed, finds what is known.
             with contextlib.suppress(UserError):
                 results.write(report, study.root)
@@ -180,6 +205,6 @@ def _show(report: SweepReport, with_results: bool) -> None:
 def _code(states: set[State], was_stopped: bool) -> int:
     if states == {"done"}:
         return EXIT_DONE
-    if was_stopped or states & {"waiting", "unfinished", "running"}:
+    if was_stopped or states & {"waiting", "queued", "unfinished", "running"}:
         return EXIT_RESUMABLE
     return EXIT_BUG

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from launch import local, logtail, retries
+from launch import check, local, logtail, retries
 from launch.processes import Ending
 from launch.sweep.trials import Trial, described
 from sft_dist.config import Recipe
@@ -51,7 +51,13 @@ class Ended:
 
 
 class Runner(Protocol):
-    """Runs trials, or hands them to whoever does."""
+    """Runs trials, or hands them to whoever does. `waits`: for them to end."""
+
+    waits: bool
+
+    def look(self, recipe: Recipe) -> list[str]:
+        """What of a trial would fail later, one a line; nothing is changed."""
+        ...
 
     def run(self, trials: Sequence[Trial]) -> Iterator[Ended]:
         """What became of each, as soon as it is known. Those that were only handed on, or were not begun for a signal
@@ -63,10 +69,16 @@ class Runner(Protocol):
 class LocalRunner:
     """One trial after another on this machine. The output of all ranks goes to `logs/` in the trial's folder."""
 
+    waits = True
+
     def __init__(self, group: str, tries: int) -> None:
         # What W&B shows as one; the user's own word counts.
         os.environ.setdefault("WANDB_RUN_GROUP", group)
         self._tries = tries
+
+    def look(self, recipe: Recipe) -> list[str]:
+        """What of a trial would fail on this machine."""
+        return [finding.text for finding in check.findings(recipe) if finding.level != "fine"]
 
     def run(self, trials: Sequence[Trial]) -> Iterator[Ended]:
         """As the protocol says; the first that was told to stop is the last."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.slurm import in_queue
 from launch.slurm.records import End, SlurmDir, read_attempts
+from launch.slurm.verdict import CANCELLED
 from launch.sweep import metric
 from launch.sweep.history import Record
 from launch.sweep.space import Point, short_names, written
@@ -22,7 +24,7 @@ from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir
 from sft_dist.runlock import living
 
-State = Literal["waiting", "running", "unfinished", "done", "failed"]
+State = Literal["waiting", "queued", "running", "unfinished", "done", "failed"]
 # What a run that was killed while it claimed its folder may have left in it.
 _CLAIMED = ("environment.json", "logs", "eval", "checkpoints", "slurm")
 _COMMAND_LINE = "command line: "
@@ -65,9 +67,15 @@ def resolve(study: Study) -> list[Trial]:
     return trials
 
 
-def settle(study: Study, trials: Sequence[Trial], records: Mapping[str, Sequence[Record]]) -> list[Trial]:
+def settle(
+    study: Study,
+    trials: Sequence[Trial],
+    records: Mapping[str, Sequence[Record]],
+    jobs: Mapping[str, in_queue.Queued] | None = None,
+) -> list[Trial]:
     """The trials in their folders, with what became of them: by their settings, whatever their number.
 
+    `jobs`: what is in Slurm's queue.
     A trial that was never begun gets the first name that is free. Nothing is written.
     """
     keys = tuple(study.parameters)
@@ -79,7 +87,7 @@ def settle(study: Study, trials: Sequence[Trial], records: Mapping[str, Sequence
         if folder is None:
             names = (study.root / f"trial-{number:03}" for number in numbers)
             folder = next(path for path in names if _is_free(path))
-        settled.append(_became(_in(trial, folder, study), records.get(folder.name, ())))
+        settled.append(_became(_in(trial, folder, study), records.get(folder.name, ()), jobs or {}))
     return settled
 
 
@@ -179,7 +187,7 @@ def _in(trial: Trial, folder: Path, study: Study) -> Trial:
     return replace(trial, recipe=recipe.model_copy(update=update))
 
 
-def _became(trial: Trial, records: Sequence[Record]) -> Trial:
+def _became(trial: Trial, records: Sequence[Record], jobs: Mapping[str, in_queue.Queued]) -> Trial:
     run = RunDir(trial.folder)
     seconds = sum(record.seconds or 0.0 for record in records) or metric.number(metric.summary(run).get("seconds"))
     trial = replace(trial, seconds=seconds)
@@ -187,12 +195,17 @@ def _became(trial: Trial, records: Sequence[Record]) -> Trial:
         return replace(trial, state="running")
     if metric.summary(run) and any((run.model / name).exists() for name in ("config.json", "adapter_config.json")):
         return replace(trial, state="done")
+    if jobs and (job := in_queue.of_run(run.root, jobs)) is not None:
+        reason = job.reason if job.waits and job.reason != "None" else None
+        return replace(trial, state="queued" if job.waits else "running", reason=reason)
     last = records[-1] if records else None
     if last is not None and last.event == "end" and last.failed:
         return replace(trial, state="failed", reason=last.reason, said=last.said)
     attempts = read_attempts(SlurmDir(run.root))
-    if attempts and isinstance(attempts[-1], End) and attempts[-1].verdict == "stop":
-        return replace(trial, state="failed", reason=attempts[-1].reason)
+    end = attempts[-1] if attempts and isinstance(attempts[-1], End) else None
+    if end is not None and end.verdict == "stop" and end.reason != CANCELLED:
+        return replace(trial, state="failed", reason=end.reason.partition(":")[0], said=end.reason)
     if not run.recipe.exists():
         return trial
-    return replace(trial, state="unfinished", reason=last.reason if last is not None else None)
+    reason = end.reason if end is not None else last.reason if last is not None else None
+    return replace(trial, state="unfinished", reason=reason)

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_COLOURS = {"done": "green", "failed": "bold red", "unfinished": "yellow", "running": "cyan", "waiting": "dim"}
+_COLOURS = {"done": "green", "failed": "bold red", "unfinished": "yellow", "running": "cyan", "queued": "blue",
+            "waiting": "dim"}  # fmt: skip
 _LONGEST = 26
 _MOST_TOLD = 8
-_ORDER = ("done", "running", "unfinished", "failed", "waiting")
+_ORDER = ("done", "running", "queued", "unfinished", "failed", "waiting")
 
 
 @dataclass(frozen=True)
