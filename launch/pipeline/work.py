@@ -133,7 +133,7 @@ def _work(stage: Stage, pipeline: Pipeline, decision: Decision, command: Sequenc
             if trained.code != EXIT_DONE or trained.stopped:
                 return trained
         if stage.merges:
-            merging = _merge(stage)
+            merging = merge(stage)
             if merging.code != EXIT_DONE or merging.stopped:
                 return merging
         if not state.is_complete(stage):
@@ -151,7 +151,7 @@ def _train(recipe: Recipe, command: Sequence[str], tries: int) -> Outcome:
     return _outcome(Ending(retries.run(recipe, command, tries, start), endings[-1].stopped))
 
 
-def _merge(stage: Stage) -> Outcome:
+def merge(stage: Stage) -> Outcome:
     """Merge the adapter into its base, complete or not at all."""
     assert stage.output is not None
     for left in stage.folder.glob(f".{stage.output.name}.unfinished-*"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from launch.slurm import script, submit
@@ -38,7 +39,9 @@ def resume(name: str, cluster: str | None, nodes: int | None) -> int:
         return EXIT_DONE
     recipe = load_recipe(run.recipe)
     profile = read_profile(Path(cluster) if cluster else at.profile)
-    return _queue(submit.job(recipe, profile, cluster or held.cluster, nodes or held.nodes))
+    asked = submit.job(recipe, profile, cluster or held.cluster, nodes or held.nodes)
+    result = Path(held.result) if held.result else None
+    return _queue(replace(asked, module=held.module, result=result, hook=held.hook))
 
 
 def cancel(name: str) -> int:
