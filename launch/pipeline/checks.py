@@ -32,6 +32,10 @@ def refuse_faults(
         if not Path(recipe.model.model_name_or_path).exists():
             model = recipe.model.model_copy(update={"model_name_or_path": stage.stand_in})
             recipe = recipe.model_copy(update={"model": model})
+            if recipe.output.resume and stage.stand_in != stage.recipe.model.model_name_or_path:
+                # The run that was claimed there is not of this model.
+                output = recipe.output.model_copy(update={"resume": False, "output_dir": str(stage.folder / "new")})
+                recipe = recipe.model_copy(update={"output": output})
         try:
             look(stage, recipe)
         except UserError as error:

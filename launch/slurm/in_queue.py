@@ -39,7 +39,7 @@ def look() -> dict[str, Queued]:
 def of_run(root: Path, jobs: Mapping[str, Queued]) -> Queued | None:
     """The job of a run, None where none is in the queue: by its number, or, if submitted by hand, by its comment."""
     held = read_submission(SlurmDir(root))
-    if held is not None and held.job_id in jobs:
+    if held is not None and held.job_id is not None and held.job_id in jobs:
         return jobs[held.job_id]
     wanted = str(root.absolute())
     return next((one for one in jobs.values() if one.comment == wanted), None)
