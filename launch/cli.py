@@ -53,7 +53,19 @@ def _submit(options: argparse.Namespace) -> int:
     from sft_dist.recipe import load_recipe
 
     recipe = load_recipe(recipe_files.find(options.recipe), options.overrides)
-    return command.submit_run(recipe, options.cluster, options.nodes, options.print)
+    return command.submit_run(recipe, options.cluster, options.nodes, options.print, options.probe)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from launch.slurm import command
+
+    return command.resume(options.run, options.cluster, options.nodes)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from launch.slurm import command
+
+    return command.cancel(options.run)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -96,6 +108,20 @@ def _checkpoints(options: argparse.Namespace) -> int:
     from launch import checkpoints
 
     return checkpoints.show(options.run, contents=not options.quick, as_json=options.json)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from launch.status import command
+
+    return command.show(options.run, as_json=options.json, forget=options.forget)
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from launch.logs import command
+
+    return command.show(
+        options.run, ranks=options.rank, follow=options.follow, since_text=options.since, lines=options.lines
+    )
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -231,14 +257,29 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _cluster_options(sub: argparse.ArgumentParser, required: bool) -> None:
-    sub.add_argument("--cluster", metavar="PROFILE", required=required, help="the cluster's YAML; see slurm/clusters")
-    sub.add_argument("--nodes", type=_positive, metavar="N", help="(default: as the profile says)")
+    held = "" if required else " (default: as before)"
+    sub.add_argument(
+        "--cluster", metavar="PROFILE", required=required, help=f"the cluster's YAML; see slurm/clusters{held}"
+    )
+    sub.add_argument("--nodes", type=_positive, metavar="N", help=held.strip() or "(default: as the profile says)")
 
 
 def _submit_options(sub: argparse.ArgumentParser) -> None:
     _recipe_options(sub)
     _cluster_options(sub, required=True)
     sub.add_argument("--print", action="store_true", help="show the batch script and touch nothing")
+    sub.add_argument(
+        "--probe", action="store_true", help="first look at the nodes and their links by a job of a minute"
+    )
+
+
+def _resume_options(sub: argparse.ArgumentParser) -> None:
+    _cancel_options(sub)
+    _cluster_options(sub, required=False)
+
+
+def _cancel_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="the folder of a run that was submitted")
 
 
 def _positive(word: str) -> int:
@@ -317,6 +358,20 @@ def _checkpoints_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print the same as JSON")
 
 
+def _status_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", nargs="?", help="a run's folder (default: all of your runs on Slurm)")
+    sub.add_argument("--json", action="store_true", help="print the same as JSON")
+    sub.add_argument("--forget", action="store_true", help="forget the runs whose folders are gone")
+
+
+def _logs_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run's folder")
+    sub.add_argument("--rank", action="append", default=[], metavar="R", help="only these: 3, 0-7; may be repeated")
+    sub.add_argument("--follow", action="store_true", help="go on with what comes, until the run is over")
+    sub.add_argument("--since", metavar="TIME", help="90s, 10m, 2h, 1d ago, or a time such as 2026-11-25T17:01")
+    sub.add_argument("--lines", metavar="N", help="the last so many, or all (100; all with --since)")
+
+
 def _export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("source", metavar="SOURCE", help="a run's folder, a checkpoint, a model or an adapter directory")
     sub.add_argument("--output", metavar="DIR", required=True, help="a folder that does not exist yet")
@@ -354,6 +409,8 @@ def _within(low: int, high: int) -> Callable[[str], int]:
 _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("run", _run, "train by a recipe on this machine"),
     ("submit", _submit, "train by a recipe on a Slurm cluster"),
+    ("resume", _resume, "submit a run again that has ended before it was done"),
+    ("cancel", _cancel, "end the job of a run; its checkpoints stay"),
     ("check", _check, "find now what would fail later"),
     ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
@@ -362,6 +419,8 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("pipeline", _pipeline, "run a chain of stages, each from what others made, and go on where it ended"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
+    ("status", _status, "show what a run is doing, or all of your runs on Slurm"),
+    ("logs", _logs, "show the first error and the logs of all ranks as one"),
     ("export", _export, "write what a training left as a plain model directory"),
     ("chat", _chat, "talk to a model in the terminal"),
     ("dev-cluster", _dev_cluster, "a real Slurm of several nodes on this machine, to try things out on"),
@@ -371,6 +430,8 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "run": _run_options,
     "submit": _submit_options,
+    "resume": _resume_options,
+    "cancel": _cancel_options,
     "check": _recipe_options,
     "preview": _preview_options,
     "lengths": _lengths_options,
@@ -379,6 +440,8 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "pipeline": _pipeline_options,
     "eval": _eval_options,
     "checkpoints": _checkpoints_options,
+    "status": _status_options,
+    "logs": _logs_options,
     "export": _export_options,
     "chat": _chat_options,
     "dev-cluster": _dev_cluster_options,

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from sft_dist.rundir import write_text
 
 # Lines that wait for a disk: hours of training, and a few megabytes.
 _MOST_KEPT = 10_000
+# What a record has beside the values that were logged.
+_WATCHED = ("time", "max_steps")
 
 
 class Outage:
@@ -60,7 +63,9 @@ class LogFile(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        self._kept.append(json.dumps({"step": state.global_step, **logs}) + "\n")
+        # For those who watch: how long a step takes, when the newest was, and how many there will be.
+        watched = {"time": round(time.time(), 3), "max_steps": state.max_steps}
+        self._kept.append(json.dumps({"step": state.global_step, **logs, **watched}) + "\n")
         self._write()
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -131,13 +136,16 @@ def rewind_metrics(path: Path, step: int) -> int:
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The step and the values of each record of a `metrics.jsonl`. Raises :class:`OSError`, but not for no file."""
+    """The step and the values of each record of a `metrics.jsonl`, as they were logged.
+
+    Raises :class:`OSError`, but not for no file.
+    """
     if not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             if (record := _record(line)) is not None:
-                yield record.pop("step"), record
+                yield record.pop("step"), {name: value for name, value in record.items() if name not in _WATCHED}
 
 
 def _record(line: str) -> dict[str, Any] | None:

@@ -53,13 +53,13 @@ def schema_text() -> str:
 def document() -> str:
     """A Markdown table of each section: key, default, meaning."""
     stage = Recipe.model_fields["stage"]
-    parts = [_HEAD, _table("stage", "The top of the file.", {"stage": stage})]
+    parts = [_HEAD, table("stage", "The top of the file.", {"stage": stage})]
     for name, kind in SECTIONS.items():
-        parts.append(_table(name, " ".join((kind.__doc__ or "").split()), kind.model_fields))
+        parts.append(table(name, " ".join((kind.__doc__ or "").split()), kind.model_fields))
         for key, field in kind.model_fields.items():
             if below := sections_below(field.annotation):
                 title = f"{name}.{key}.NAME"
-                parts.append(_table(title, " ".join((below.__doc__ or "").split()), below.model_fields))
+                parts.append(table(title, " ".join((below.__doc__ or "").split()), below.model_fields))
     return "\n".join(parts)
 
 
@@ -72,8 +72,10 @@ def write_files(root: Path) -> list[Path]:
     return list(texts)
 
 
-def _table(title: str, text: str, fields: dict[str, FieldInfo]) -> str:
-    rows = [f"## {title}", "", text, "", "| key | default | meaning |", "|---|---|---|"]
+def table(title: str, text: str, fields: dict[str, FieldInfo]) -> str:
+    """A Markdown table of fields, under a heading and a text where there are any."""
+    head = [*([f"## {title}", ""] if title else []), *([text, ""] if text else [])]
+    rows = [*head, "| key | default | meaning |", "|---|---|---|"]
     for name, field in fields.items():
         cells = (f"`{name}`", _default(field), _meaning(field))
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")

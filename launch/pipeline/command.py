@@ -11,7 +11,7 @@ from launch.pipeline.resolved import write_resolved
 from launch.pipeline.runner import Runner, runner_for, say
 from launch.pipeline.stage import Pipeline, shown
 from launch.pipeline.state import Decision
-from launch.slurm.in_queue import Queued
+from launch.slurm.queue import Job
 from sft_dist.errors import EXIT_DONE, UserError
 from sft_dist.rundir import command_line
 from sft_dist.runlock import RunLock, refuse_if_alive
@@ -65,18 +65,20 @@ def _start(pipeline: Pipeline, decisions: Mapping[str, Decision], runner: Runner
     return runner.finish()
 
 
-def _refuse_queued(pipeline: Pipeline, jobs: Mapping[str, Queued]) -> None:
+def _refuse_queued(pipeline: Pipeline, jobs: Mapping[str, Job]) -> None:
     for name, job in jobs.items():
         folder = shown(pipeline.stages[name].folder)
-        raise UserError(f"stage {name}: job {job.job} is {job.state}; wait for it, or end it: sft-dist cancel {folder}")
+        raise UserError(
+            f"stage {name}: job {job.id} is {job.state.lower()}; wait for it, or end it: sft-dist cancel {folder}"
+        )
 
 
-def _tell(pipeline: Pipeline, decisions: Mapping[str, Decision], jobs: Mapping[str, Queued]) -> None:
+def _tell(pipeline: Pipeline, decisions: Mapping[str, Decision], jobs: Mapping[str, Job]) -> None:
     """What is going to be done, before it is."""
     say(f"{shown(pipeline.root)}: {len(pipeline.stages)} stages")
     for name, stage in pipeline.stages.items():
         behind = f", behind {' and '.join(stage.needs)}" if stage.needs and decisions[name].action != "done" else ""
-        told = f"{name}: job {jobs[name].job} is {jobs[name].state}" if name in jobs else None
+        told = f"{name}: job {jobs[name].id} is {jobs[name].state.lower()}" if name in jobs else None
         say(f"  {told or work.told(stage, decisions[name])}{behind}")
 
 

@@ -13,8 +13,7 @@ from launch.pipeline.runner import say
 from launch.pipeline.stage import Pipeline, Stage, shown
 from launch.pipeline.state import Decision, Record
 from launch.place import Place
-from launch.slurm import in_queue, precheck, script, submit
-from launch.slurm.in_queue import Queued
+from launch.slurm import in_queue, precheck, queue, script, submit
 from launch.slurm.profile import read_profile
 from launch.slurm.submit import Job
 from sft_dist.config import Recipe
@@ -50,7 +49,7 @@ class SlurmRunner:
         """Queue a stage behind the jobs in `after`, unless it is queued. Returns its job's id."""
         found = in_queue.of_run(stage.folder, in_queue.look())
         if found is not None:
-            return found.job
+            return found.id
         decision = state.plan(self._pipeline)[stage.name]
         if decision.action == "again":
             with RunLock(stage.folder, "sft-dist pipeline"):
@@ -104,7 +103,7 @@ class SlurmRunner:
         return Job(recipe, profile, self._cluster, place, module=module, result=stage.result, hook=hook)
 
 
-def queued(pipeline: Pipeline, must_know: bool) -> dict[str, Queued]:
+def queued(pipeline: Pipeline, must_know: bool) -> dict[str, queue.Job]:
     """The stages that are in the queue. Slurm is asked where one was ever submitted.
 
     Raises :class:`UserError` where it does not answer and they `must` be known; else none is.
@@ -122,13 +121,15 @@ def queued(pipeline: Pipeline, must_know: bool) -> dict[str, Queued]:
     return {name: job for name, job in found.items() if job is not None}
 
 
-def refuse_other_jobs(pipeline: Pipeline, decisions: Mapping[str, Decision], jobs: Mapping[str, Queued]) -> None:
+def refuse_other_jobs(pipeline: Pipeline, decisions: Mapping[str, Decision], jobs: Mapping[str, queue.Job]) -> None:
     """Raise :class:`UserError` where the job of a stage is of another recipe, or waits for what will not come."""
     for name, job in jobs.items():
         stage = pipeline.stages[name]
         mend = f"end it first: sft-dist cancel {shown(stage.folder)}"
         if other := state.differences_of(stage):
-            raise UserError(f"stage {name}: job {job.job} is {job.state}, of another recipe: {other[0]}; {mend}")
+            raise UserError(f"stage {name}: job {job.id} is {job.state.lower()}, of another recipe: {other[0]}; {mend}")
         new = [need for need in stage.needs if need not in jobs and decisions[need].action != "done"]
         if new:
-            raise UserError(f"stage {name}: job {job.job} is {job.state} behind an earlier job of {new[0]}; {mend}")
+            raise UserError(
+                f"stage {name}: job {job.id} is {job.state.lower()} behind an earlier job of {new[0]}; {mend}"
+            )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from launch.pipeline import state
 from launch.pipeline.stage import Pipeline, Stage, shown
 from launch.pipeline.state import Decision, Record
-from launch.slurm.in_queue import Queued
+from launch.slurm.queue import Job
 from launch.slurm.records import End, SlurmDir, read_attempts
 from launch.slurm.verdict import CANCELLED
 from sft_dist.errors import EXIT_DONE, EXIT_RESUMABLE, UserError
@@ -35,7 +35,7 @@ class Row:
     about: str
 
 
-def rows(pipeline: Pipeline, jobs: Mapping[str, Queued] | None = None) -> list[Row]:
+def rows(pipeline: Pipeline, jobs: Mapping[str, Job] | None = None) -> list[Row]:
     """A row for each stage, each behind what it needs. `jobs`: of the stages that are in Slurm's queue."""
     found: dict[str, Row] = {}
     decisions: dict[str, Decision] = {}
@@ -53,7 +53,7 @@ def rows(pipeline: Pipeline, jobs: Mapping[str, Queued] | None = None) -> list[R
 
 
 def _row(
-    stage: Stage, pipeline: Pipeline, decision: Decision, fault: str | None, before: dict[str, Row], job: Queued | None
+    stage: Stage, pipeline: Pipeline, decision: Decision, fault: str | None, before: dict[str, Row], job: Job | None
 ) -> Row:
     record = state.read_record(pipeline.dir, stage.name)
     what, about = _state(stage, decision, record, before, job)
@@ -72,15 +72,15 @@ def _row(
 
 
 def _state(
-    stage: Stage, decision: Decision, record: Record | None, before: dict[str, Row], job: Queued | None
+    stage: Stage, decision: Decision, record: Record | None, before: dict[str, Row], job: Job | None
 ) -> tuple[State, str]:
     if living(stage.folder) is not None:
         return "running", shown(stage.folder)
     if decision.action == "done":
         return "done", shown(stage.output or stage.folder)
     if job is not None:
-        waits = f" ({job.reason})" if job.waits and job.reason != "None" else ""
-        return "queued" if job.waits else "running", f"job {job.job}{waits}"
+        waits = f" ({job.reason})" if job.waits and job.reason else ""
+        return "queued" if job.waits else "running", f"job {job.id}{waits}"
     if decision.action == "again":
         return "stale", decision.why
     failed = next((need for need in stage.needs if before[need].state in ("failed", "skipped")), None)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from launch import logtail
 from launch.slurm.before import job_name
-from launch.slurm.commands import SlurmDown, SlurmRefused, ask, show
+from launch.slurm.commands import SlurmDown, SlurmRefused, ask, expanded, fields, show
 from launch.slurm.records import (
     End,
     SlurmDir,
@@ -83,9 +83,10 @@ def gather(
     known = _ask_quietly("job", environment["SLURM_JOB_ID"])
     answered = {one.node for one in ranks}
     silent = [node for node in start.nodes if node not in answered] if answered else []
-    silent += [node for node in start.nodes if node not in silent and _is_silent(_ask_quietly("node", node))]
+    silent += [node for node in _lost(start.nodes) if node not in silent]
     partition = _ask_quietly("partition", known.get("Partition", ""))
     total = partition.get("TotalNodes", "")
+    spare = int(total) - submission.nodes - _excluded(known) if total.isdigit() else 0
     message = ""
     if first is not None:
         log = RunDir(root).logs / f"rank{first.rank}.log"
@@ -102,7 +103,7 @@ def gather(
         cancelled=at.cancelled.exists() or known.get("JobState") == "CANCELLED",
         preempted=known.get("PreemptTime", "None") != "None",
         seconds_left=_seconds_left(known),
-        spare_nodes=max(0, int(total) - submission.nodes) if total.isdigit() else 0,
+        spare_nodes=max(0, spare),
         message=message,
     )
 
@@ -127,10 +128,26 @@ def _ask_quietly(kind: str, name: str) -> dict[str, str]:
     return {}
 
 
-def _is_silent(node: Mapping[str, str]) -> bool:
-    """Whether Slurm has lost a node: a star stands for one that does not answer."""
-    state = node.get("State", "")
-    return "*" in state or any(word in state for word in ("DOWN", "FAIL", "NOT_RESPONDING"))
+def _lost(nodes: Sequence[str]) -> list[str]:
+    """The nodes that Slurm has lost: a star in a state stands for one that does not answer."""
+    try:
+        lines = ask(["scontrol", "--oneliner", "show", "node", ",".join(nodes)]).splitlines()
+    except UserError:
+        return []
+    known = [fields(line) for line in lines if line.strip()]
+    bad = ("*", "DOWN", "FAIL", "NOT_RESPONDING")
+    return [node["NodeName"] for node in known if any(word in node.get("State", "") for word in bad)]
+
+
+def _excluded(job: Mapping[str, str]) -> int:
+    """How many nodes a job is not to have already: with too many it would wait for ever."""
+    held = job.get("ExcNodeList", "(null)")
+    if held == "(null)":
+        return 0
+    try:
+        return len(expanded(held))
+    except UserError:
+        return 1 + held.count(",")
 
 
 def _seconds_left(job: Mapping[str, str]) -> float | None:
@@ -160,7 +177,7 @@ def _requeue(at: SlurmDir, job: str, restart: int, facts: Facts, verdict: Verdic
         reason = f"{verdict.reason}; Slurm does not put it back into the queue: {refused}"
         _note(at, job, restart, facts, Verdict("stop", reason, verdict.rank, verdict.node))
     elif verdict.exclude:
-        held = show("job", job).get("ExcNodeList", "(null)")
+        held = _ask_quietly("job", job).get("ExcNodeList", "(null)")
         nodes = [*([] if held == "(null)" else [held]), *verdict.exclude]
         _patiently(["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(nodes)}"])
 

@@ -52,6 +52,10 @@ def main(words: list[str]) -> int:
     except UserError as error:
         print(f"sft-dist: {error}", file=sys.stderr)
         return EXIT_USER
+    except OSError as error:
+        print(f"sft-dist: {SlurmDir(root).folder}: cannot be written: {error.strerror}; mend that, then "
+              f"`sft-dist resume {root}`", file=sys.stderr)  # fmt: skip
+        return EXIT_USER
     return EXIT_DONE
 
 
@@ -67,7 +71,7 @@ def prepare(root: Path, submission: Submission, environment: Mapping[str, str]) 
     # Slurm's own count misses the attempts within one allocation.
     restart = sum(1 for one in read_attempts(at) if one.event == "start" and one.job == job)
     step = max(folders.complete(RunDir(root).checkpoints), default=0)
-    port = free_port(int(environment["SLURM_JOB_ID"]) + restart)
+    port = free_port(int(environment["SLURM_JOB_ID"]) * 16 + restart % 16)
     _adopt(at, job, submission)
     make_folder(at.ranks(job, restart))
     append_attempt(at, Start(at=now(), job=job, restart=restart, nodes=nodes, step=step))
@@ -104,6 +108,8 @@ def free_port(number: int) -> int:
 def _adopt(at: SlurmDir, job: str, submission: Submission) -> None:
     """Make the run this job's, and give the task to submitit under the name it looks for, for a job of another hand."""
     if submission.job_id != job:
+        # Who submits it again takes back that it was cancelled.
+        at.cancelled.unlink(missing_ok=True)
         write_submission(at, submission.model_copy(update={"job_id": job}))
     wanted = at.folder / f"{job}_submitted.pkl"
     if not wanted.exists() and at.task.exists():

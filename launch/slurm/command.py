@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launch.slurm import script, submit
+from launch.slurm import probing, script, submit
 from launch.slurm.commands import SlurmRefused, ask
 from launch.slurm.profile import read_profile
 from launch.slurm.records import SlurmDir, read_submission
@@ -17,7 +18,7 @@ from sft_dist.recipe import load_recipe
 from sft_dist.rundir import RunDir, command_line, write_text
 
 
-def submit_run(recipe: Recipe, cluster: str, nodes: int | None, only_print: bool) -> int:
+def submit_run(recipe: Recipe, cluster: str, nodes: int | None, only_print: bool, probe_first: bool) -> int:
     """Submit a run, or show its script. Returns the exit code. Raises :class:`UserError`."""
     asked = submit.job(recipe, read_profile(Path(cluster)), cluster, nodes)
     if only_print:
@@ -25,7 +26,7 @@ def submit_run(recipe: Recipe, cluster: str, nodes: int | None, only_print: bool
         asked.place.strategy(recipe)
         print(script.text(asked.executor()), end="")
         return EXIT_DONE
-    return _queue(asked)
+    return _queue(asked, probe_first)
 
 
 def resume(name: str, cluster: str | None, nodes: int | None) -> int:
@@ -33,12 +34,15 @@ def resume(name: str, cluster: str | None, nodes: int | None) -> int:
     at = _of_a_run(name)
     held = read_submission(at)
     assert held is not None
-    run = RunDir(at.root)
+    run = RunDir(at.root.absolute())
     if run.summary.exists():
         print(f"{name} is done: nothing to go on with")
         return EXIT_DONE
+    profile = read_profile(Path(cluster) if cluster else at.profile.absolute())
+    if held.folder is not None:
+        # Relative paths of the recipe go on meaning what they meant.
+        _go_to(held.folder, name)
     recipe = load_recipe(run.recipe)
-    profile = read_profile(Path(cluster) if cluster else at.profile)
     asked = submit.job(recipe, profile, cluster or held.cluster, nodes or held.nodes)
     result = Path(held.result) if held.result else None
     return _queue(replace(asked, module=held.module, result=result, hook=held.hook))
@@ -50,24 +54,46 @@ def cancel(name: str) -> int:
     held = read_submission(at)
     if held is None or held.job_id is None:
         raise UserError(f"{name}: was never queued; nothing to cancel")
+    # scancel takes the number of a job that has ended, and says nothing.
+    if not _is_queued(held.job_id):
+        raise UserError(f"{name}: job {held.job_id} is not in the queue any more; nothing to cancel")
     write_text(at.cancelled, "")
     try:
         ask(["scancel", held.job_id])
-    except SlurmRefused as error:
-        at.cancelled.unlink()
-        raise UserError(f"{name}: job {held.job_id} is not in the queue ({error.said}); nothing to cancel") from None
+    except UserError:
+        at.cancelled.unlink(missing_ok=True)
+        raise
     print(f"job {held.job_id} is told to stop; `sft-dist resume {name}` goes on from its newest checkpoint")
     return EXIT_DONE
 
 
-def _queue(asked: Job) -> int:
+def _queue(asked: Job, probe_first: bool = False) -> int:
     for line in submit.check(asked):
         print("ok ", line, flush=True)
+    if probe_first:
+        print(*probing.probe(asked), sep="\n", flush=True)
     submission = submit.submit(asked, command_line())
     print(f"job {submission.job_id} is queued: {asked.place.nodes} x {asked.place.processes} processes under "
           f"{submission.strategy}; sft-dist status {asked.root}; sft-dist logs {asked.root} --follow")  # fmt: skip
     sys.stdout.flush()
     return EXIT_DONE
+
+
+def _is_queued(job: str) -> bool:
+    try:
+        return bool(ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]).strip())
+    except SlurmRefused:
+        # It has forgotten the job.
+        return False
+
+
+def _go_to(folder: str, name: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UserError(
+            f"{name}: was submitted in {folder}: {error.strerror}; paths of its recipe are relative to that: restore it"
+        ) from error
 
 
 def _of_a_run(name: str) -> SlurmDir:

@@ -14,8 +14,22 @@ from launch.typed_yaml import read_typed
 from sft_dist.config import Location, Name, Section
 from sft_dist.errors import UserError
 
-_SECRET = re.compile(r"(?i)\b\w*(key|token|secret|password)\w*\s*=\s*\S")
+# Of a value that is written there; `$(cat FILE)` is none.
+_WORD = r"[\w-]*(?:key|token|secret|password)[\w-]*"
+_SECRET = re.compile(rf"""(?i)(?<![\w-])({_WORD}\s*=|--{_WORD}\s)\s*["']?[^\s"'$=]""")
 _SECRET_NAME = re.compile(r"(?i)(key|token|secret|password)")
+# Names that hold such a word and no secret.
+_NO_SECRET = re.compile(r"(?i)^TOKENIZERS_|_(path|file|dir)$")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+# Options of sbatch that have a key of their own here, by name.
+_KEYS = {"partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint",
+         "reservation": "reservation", "exclude": "exclude", "nodes": "nodes", "gpus-per-node": "gpus_per_node",
+         "ntasks-per-node": "tasks_per_node", "cpus-per-task": "cpus_per_task", "mem": "memory_per_node",
+         "exclusive": "exclusive", "time": "time", "signal": "signal_seconds"}  # fmt: skip
+# By these the run is found again, started again and kept apart from others.
+_OURS = ("array", "chdir", "comment", "dependency", "error", "job-name", "no-requeue", "ntasks", "open-mode",
+         "output", "requeue", "wrap")  # fmt: skip
 # By NVIDIA's list of devices: the first name that is part of `gpu_type` counts.
 _CAPABILITY = {"v100": (7, 0), "t4": (7, 5), "a100": (8, 0), "a800": (8, 0), "a10": (8, 6), "a40": (8, 6),
                "a6000": (8, 6), "l4": (8, 9), "rtx6000": (8, 9), "h100": (9, 0), "h800": (9, 0), "h200": (9, 0),
@@ -32,7 +46,7 @@ def _time(value: Any) -> Any:
 def _in_the_script(name: str) -> ValueError:
     return ValueError(
         f"{name} would be written into the job's script; export it where you call `sft-dist submit`, from where Slurm "
-        "takes it to the job"
+        "takes it to the job, or read it from a file of yours in a line of setup: export NAME=$(cat FILE)"
     )
 
 
@@ -42,21 +56,47 @@ def _words(value: Any) -> Any:
     for name, word in value.items():
         if isinstance(word, dict | list) or word is None:
             raise ValueError(f"{name} should be one word")
-        if _SECRET_NAME.search(str(name)):
+        if _names_a_secret(str(name)):
             raise _in_the_script(name)
+        _no_secret([str(word)])
     return {name: str(word).lower() if isinstance(word, bool) else str(word) for name, word in value.items()}
+
+
+def _variables(words: dict[str, str]) -> dict[str, str]:
+    for name in words:
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a variable")
+    return words
+
+
+def _options(words: dict[str, str]) -> dict[str, str]:
+    for name in words:
+        if not _OPTION.fullmatch(name):
+            raise ValueError(f"{name!r} is no option of sbatch; write its long name without dashes")
+        if name in _KEYS:
+            raise ValueError(f"{name} has a key of its own here: set {_KEYS[name]}")
+        if name in _OURS:
+            raise ValueError(f"{name} is set by sft-dist itself; leave it out")
+    return words
+
+
+def _names_a_secret(name: str) -> bool:
+    return bool(_SECRET_NAME.search(name)) and not _NO_SECRET.search(name)
 
 
 def _no_secret(lines: list[str]) -> list[str]:
     for line in lines:
         if "\n" in line:
-            raise ValueError("a line of the set-up holds a line break; make it two")
-        if found := _SECRET.search(line):
-            raise _in_the_script(found[0].split("=")[0].strip())
+            raise ValueError("a line holds a line break; make it two")
+        for found in _SECRET.finditer(line):
+            name = found[1].strip("-= ")
+            if not _NO_SECRET.search(name):
+                raise _in_the_script(name)
     return lines
 
 
-Words = Annotated[dict[str, str], BeforeValidator(_words)]
+Variables = Annotated[dict[str, str], BeforeValidator(_words), AfterValidator(_variables)]
+Options = Annotated[dict[str, str], BeforeValidator(_words), AfterValidator(_options)]
 Lines = Annotated[list[Name], AfterValidator(_no_secret)]
 
 
@@ -117,7 +157,7 @@ class Profile(Section):
     """Seconds before the time limit at which the run saves and stops; above the recipe's `checkpoint.grace`."""
     setup: Lines = Field(default_factory=list)
     """Lines of shell before the workers: modules, a virtual environment."""
-    environment: Words = Field(default_factory=dict)
+    environment: Variables = Field(default_factory=dict)
     """Variables of the workers, such as NCCL_SOCKET_IFNAME. No secrets: they would be written into the script."""
     container: ContainerSection | None = None
     """Run the workers in a container."""
@@ -126,9 +166,9 @@ class Profile(Section):
     shared_folder: Location | None = None
     """Folder that all nodes see; a run outside of it is refused. Unset: nothing is known."""
     requeue: RequeueSection = Field(default_factory=RequeueSection)
-    sbatch: Words = Field(default_factory=dict)
-    """Further options of sbatch, without dashes."""
-    srun: list[Name] = Field(default_factory=list)
+    sbatch: Options = Field(default_factory=dict)
+    """Further options of sbatch, by their long names without dashes; `true` for one that takes no value."""
+    srun: Lines = Field(default_factory=list)
     """Further options of srun, each one word."""
 
     @property

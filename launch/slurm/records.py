@@ -72,7 +72,8 @@ class Submission(_Record):
 
     `threads` are those of each process (OMP_NUM_THREADS); `signal_seconds` come before the time limit. `module`: words
     behind `python -m` of a job that does not train; `result`: the file whose existence means that it is done. `hook`:
-    a command that is run with the word `begin` before the ranks and with `end` after a step that ended well.
+    a command that is run with the word `begin` before the ranks and with `end` after a step that ended well. `folder`:
+    what the recipe's relative paths are relative to.
     """
 
     job_id: str | None
@@ -81,7 +82,7 @@ class Submission(_Record):
     nodes: int
     tasks_per_node: int
     strategy: str
-    threads: int
+    threads: int = 1
     submitted: str
     partition: str | None = None
     time_minutes: float | None = None
@@ -92,6 +93,7 @@ class Submission(_Record):
     module: list[str] = []
     result: str | None = None
     hook: list[str] = []
+    folder: str | None = None
 
 
 class Start(_Record):

@@ -106,7 +106,7 @@ def _additional(at: SlurmDir, profile: Profile, after: Sequence[str]) -> dict[st
         **({"reservation": profile.reservation} if profile.reservation else {}),
         # A stage whose input will never be made does not wait for it for ever.
         **({"kill-on-invalid-dep": "yes"} if after else {}),
-        **profile.sbatch,
+        **{name: True if word == "true" else word for name, word in profile.sbatch.items() if word != "false"},
     }
 
 

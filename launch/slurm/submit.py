@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from launch.local import base_environment
 from launch.place import Place
-from launch.slurm import in_queue, precheck, script
+from launch.slurm import in_queue, precheck, registry, script
 from launch.slurm.profile import Profile
 from launch.slurm.records import SlurmDir, Submission, make_folder, now, write_submission
 from sft_dist.config import Recipe
@@ -36,6 +37,7 @@ class Job:
     module: Sequence[str] = ()
     result: Path | None = None
     hook: Sequence[str] = ()
+    probes: bool = False
 
     @property
     def root(self) -> Path:
@@ -43,7 +45,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"sft-dist:{self.root.name}"
+        return f"sft-dist:{self.root.name}" + f" of {self.root.parent.parent.name}" * self.probes
 
     def executor(self) -> Any:
         """submitit's executor. Raises :class:`UserError` where there is no Slurm here."""
@@ -69,6 +71,7 @@ class Job:
             module=list(self.module),
             result=str(self.result) if self.result else None,
             hook=list(self.hook),
+            folder=os.getcwd(),
         )
 
 
@@ -154,13 +157,15 @@ def _handed_over(jobs: Sequence[Job], executor: Any) -> list[Submission]:
         with executor.batch():
             queued = [executor.submit(task) for task in tasks]
     except Exception as error:
-        raise _refused(error) from error
+        raise _refused(error, jobs[0].root) from error
     finally:
         os.umask(before)
     found = []
     for one, made in zip(jobs, queued, strict=True):
         submission = one.submission(str(made.job_id))
         write_submission(SlurmDir(one.root.absolute()), submission)
+        with contextlib.suppress(OSError):
+            registry.add(one.root)
         found.append(submission)
     return found
 
@@ -170,12 +175,12 @@ def refuse_if_queued(root: Path) -> None:
     refuse_if_among(root, in_queue.look())
 
 
-def refuse_if_among(root: Path, jobs: Mapping[str, in_queue.Queued]) -> None:
+def refuse_if_among(root: Path, jobs: Mapping[str, in_queue.Job]) -> None:
     """Raise :class:`UserError` where one of the jobs is this run's."""
     found = in_queue.of_run(root, jobs)
     if found is not None:
         raise UserError(
-            f"output.output_dir: {root} belongs to job {found.job}, which is {found.state}; wait for it, or end it: "
+            f"output.output_dir: {root} belongs to job {found.id}, which is {found.state.lower()}; wait for it, or end it: "
             f"sft-dist cancel {root}"
         )
 
@@ -194,7 +199,7 @@ def _threads(profile: Profile) -> int:
     return 1 if profile.gpus_per_node else profile.cpus_per_task
 
 
-def _refused(error: Exception) -> UserError:
+def _refused(error: Exception, root: Path) -> UserError:
     """What submitit raises when sbatch fails, in one line."""
-    said = str(error).strip().splitlines()
-    return UserError(f"sbatch: {said[-1] if said else type(error).__name__}; nothing was queued")
+    said = [*str(error).strip().splitlines(), type(error).__name__]
+    return UserError(f"sbatch: {said[-2:][0]}; nothing was queued; mend it, then sft-dist resume {root}")

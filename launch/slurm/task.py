@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -39,6 +40,8 @@ class Task:
 
     def __call__(self) -> None:
         """Run one worker to its end. Raises :class:`SystemExit` with its exit code, unless that is 0."""
+        # What it says of every signal and every end stands in the records.
+        logging.getLogger("submitit").setLevel(logging.ERROR)
         try:
             code = run(Path(self.root), Place.from_environment(os.environ))
         except UserError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.slurm import in_queue
-from launch.slurm.in_queue import Queued
+from launch.slurm.queue import Job
 from launch.sweep import checks, history, results, trials
 from launch.sweep.runner import Ended, LocalRunner, Runner, say
 from launch.sweep.study import Study, read_study
@@ -92,7 +92,7 @@ def _look(study: Study, runner: Runner) -> list[Trial]:
     )
 
 
-def _jobs(study: Study, must_know: bool) -> dict[str, Queued]:
+def _jobs(study: Study, must_know: bool) -> dict[str, Job]:
     """What is in Slurm's queue. Nobody is asked for a sweep that never was there."""
     if not any(study.root.glob("*/slurm/submission.json")):
         return {}

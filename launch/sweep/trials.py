@@ -71,7 +71,7 @@ def settle(
     study: Study,
     trials: Sequence[Trial],
     records: Mapping[str, Sequence[Record]],
-    jobs: Mapping[str, in_queue.Queued] | None = None,
+    jobs: Mapping[str, in_queue.Job] | None = None,
 ) -> list[Trial]:
     """The trials in their folders, with what became of them: by their settings, whatever their number.
 
@@ -187,7 +187,7 @@ def _in(trial: Trial, folder: Path, study: Study) -> Trial:
     return replace(trial, recipe=recipe.model_copy(update=update))
 
 
-def _became(trial: Trial, records: Sequence[Record], jobs: Mapping[str, in_queue.Queued]) -> Trial:
+def _became(trial: Trial, records: Sequence[Record], jobs: Mapping[str, in_queue.Job]) -> Trial:
     run = RunDir(trial.folder)
     seconds = sum(record.seconds or 0.0 for record in records) or metric.number(metric.summary(run).get("seconds"))
     trial = replace(trial, seconds=seconds)
@@ -196,7 +196,7 @@ def _became(trial: Trial, records: Sequence[Record], jobs: Mapping[str, in_queue
     if metric.summary(run) and any((run.model / name).exists() for name in ("config.json", "adapter_config.json")):
         return replace(trial, state="done")
     if jobs and (job := in_queue.of_run(run.root, jobs)) is not None:
-        reason = job.reason if job.waits and job.reason != "None" else None
+        reason = job.reason if job.waits else None
         return replace(trial, state="queued" if job.waits else "running", reason=reason)
     last = records[-1] if records else None
     if last is not None and last.event == "end" and last.failed:

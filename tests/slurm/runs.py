@@ -80,15 +80,15 @@ class ClusterRun:
         return any(one.verdict == "done" for one in self.ends())
 
     def workers(self) -> dict[int, int]:
-        """The processes that train, by rank."""
+        """The processes that train, by rank; one that trains alone is told of none."""
         found = {}
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 try:
                     words = (folder / "cmdline").read_bytes().split(b"\0")
                     if b"sft_dist" in words and str(self.root / "recipe.yaml").encode() in words:
-                        found[int(self.environment(int(folder.name))["RANK"])] = int(folder.name)
-                except (OSError, KeyError):
+                        found[int(self.environment(int(folder.name)).get("RANK", 0))] = int(folder.name)
+                except OSError:
                     continue
         return found
 

@@ -8,6 +8,7 @@ import os
 import resource
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,18 @@ def test_lines_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder.mkdir()
     log(callback, 6, loss=1.0)
     assert steps_in(folder / "metrics.jsonl") == [4, 5, 6]
+
+
+def test_a_record_says_when_it_was_and_how_many_steps_there_will_be(tmp_path: Path) -> None:
+    """`sft-dist status` reads both; a resumed tracker is given neither."""
+    path = tmp_path / "metrics.jsonl"
+    before = time.time()
+    state = TrainerState(global_step=3, max_steps=40, is_world_process_zero=True)
+    LogFile(path).on_log(None, state, TrainerControl(), {"loss": 1.0})
+    record = json.loads(path.read_text())
+    assert before - 0.01 <= record.pop("time") <= time.time() + 0.01
+    assert record == {"step": 3, "loss": 1.0, "max_steps": 40}
+    assert list(metrics_file.records(path)) == [(3, {"loss": 1.0})]
 
 
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:
