@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 
 from launch.pipeline import state
 from launch.pipeline.stage import Pipeline, Stage
@@ -29,10 +28,14 @@ def refuse_faults(
         if decisions[name].action in ("done", "merge") or name in queued:
             continue
         recipe = checked(stage, decisions[name])
-        if not Path(recipe.model.model_name_or_path).exists():
+        model_is_to_come = any(
+            str(pipeline.stages[need].output) == recipe.model.model_name_or_path and decisions[need].action != "done"
+            for need in stage.needs
+        )
+        if model_is_to_come:
             model = recipe.model.model_copy(update={"model_name_or_path": stage.stand_in})
             recipe = recipe.model_copy(update={"model": model})
-            if recipe.output.resume and stage.stand_in != stage.recipe.model.model_name_or_path:
+            if recipe.output.resume:
                 # The run that was claimed there is not of this model.
                 output = recipe.output.model_copy(update={"resume": False, "output_dir": str(stage.folder / "new")})
                 recipe = recipe.model_copy(update={"output": output})

@@ -15,6 +15,9 @@ from launch.pipeline.stage import Pipeline, Stage
 from launch.pipeline.state import Record
 from sft_dist.errors import EXIT_BUG, EXIT_DONE, EXIT_USER, UserError
 
+# Nobody waits behind the job's own process, and what it says goes to the job's log.
+_ORDERS = work.Orders(command=(), tries=0, heard=lambda: False, say=print)
+
 
 def main(words: list[str]) -> int:
     """Returns the exit code: 0, or 2 with a line on stderr that is also in the stage's record."""
@@ -55,13 +58,13 @@ def begin(stage: Stage, pipeline: Pipeline) -> work.Outcome:
         raise UserError(f"{changed[0]} was run again after this stage had begun; start the pipeline again")
     record = Record(inputs=stamps, started=state.now(), seconds=before.seconds if before else 0.0)
     state.write_record(pipeline.dir, stage.name, record)
-    return work.merge(stage) if state.is_unmerged(stage) else work.Outcome(EXIT_DONE)
+    return work.merge(stage, _ORDERS) if state.is_unmerged(stage) else work.Outcome(EXIT_DONE)
 
 
 def end(stage: Stage) -> work.Outcome:
     """Merge the adapter, where one is to be merged, and look whether all is there."""
     if state.is_unmerged(stage):
-        outcome = work.merge(stage)
+        outcome = work.merge(stage, _ORDERS)
         if outcome.code != EXIT_DONE:
             return outcome
     if not state.is_complete(stage):

@@ -55,15 +55,14 @@ def runner_for(
 
 
 class LocalRunner:
-    """Runs each stage to its end when it is started. To be used within `with`, from the main thread.
+    """Runs each stage to its end when it is started. To be used from the main thread.
 
     A signal to stop ends the stage that runs, such that it can go on, and starts no further one.
     """
 
     def __init__(self, pipeline: Pipeline, command: Sequence[str], tries: int) -> None:
         self._pipeline = pipeline
-        self._command = command
-        self._tries = tries
+        self._orders = work.Orders(command, tries, lambda: self._stopped is not None, say)
         self._failed: dict[str, str] = {}
         self._codes: list[int] = []
         self._stopped: str | None = None
@@ -84,7 +83,7 @@ class LocalRunner:
             self._failed[stage.name] = cause
             say(f"{stage.name}: skipped, because {cause} failed")
             return stage.name
-        outcome = work.carry_out(stage, self._pipeline, self._command, self._tries, say)
+        outcome = work.carry_out(stage, self._pipeline, self._orders)
         if outcome.code == EXIT_DONE:
             say(f"{stage.name}: done")
         if outcome.resumable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -23,7 +24,7 @@ from sft_dist.recipe import dump_recipe
 from sft_dist.rundir import write_text
 from sft_dist.runlock import RunLock, refuse_if_alive
 
-Say = Callable[[str], None]
+_TOLD = "told to stop"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,25 @@ class Outcome:
         return self.stopped or self.code == EXIT_RESUMABLE
 
 
-def carry_out(stage: Stage, pipeline: Pipeline, command: Sequence[str], tries: int, say: Say) -> Outcome:
+@dataclass(frozen=True)
+class Orders:
+    """How the stages are run.
+
+    `command`: the command line, for the record. `tries`: how often a stage that dies is started again. `heard`: whether
+    the pipeline was told to stop while no process of a stage was there to hear it. `say`: tells a line.
+    """
+
+    command: Sequence[str]
+    tries: int
+    heard: Callable[[], bool]
+    say: Callable[[str], None]
+
+
+class _Stop(Exception):
+    """Told to stop, before the next process of a stage was started."""
+
+
+def carry_out(stage: Stage, pipeline: Pipeline, orders: Orders) -> Outcome:
     """Do what is to be done with a stage whose needs are done. Call it from the main thread.
 
     What goes wrong is an outcome, not an exception, for other stages may go on.
@@ -53,8 +72,8 @@ def carry_out(stage: Stage, pipeline: Pipeline, command: Sequence[str], tries: i
         decision = state.decide(stage, pipeline.dir, stamps)
         if decision.action == "done":
             return Outcome(EXIT_DONE)
-        say(told(stage, decision))
-        return _carry_out(stage, pipeline, decision, {n: s for n, s in stamps.items() if s}, command, tries, say)
+        orders.say(told(stage, decision))
+        return _carry_out(stage, pipeline, decision, {n: s for n, s in stamps.items() if s}, orders)
     except UserError as error:
         return _refused(stage, error)
 
@@ -72,40 +91,39 @@ def told(stage: Stage, decision: Decision) -> str:
     return f"{stage.name}: runs again, for {decision.why}"
 
 
-def _carry_out(
-    stage: Stage,
-    pipeline: Pipeline,
-    decision: Decision,
-    stamps: dict[str, str],
-    command: Sequence[str],
-    tries: int,
-    say: Say,
-) -> Outcome:
+def _carry_out(stage: Stage, pipeline: Pipeline, decision: Decision, stamps: dict[str, str], orders: Orders) -> Outcome:
     refuse_if_alive(stage.folder)
     if decision.action == "again":
         # Before anything is changed: as long as the old run lies there, its record must tell of it.
         _check(stage, decision)
-        say(f"{stage.name}: what was there is kept as {shown(state.set_aside(stage.folder))}")
+        orders.say(f"{stage.name}: what was there is kept as {shown(state.set_aside(stage.folder))}")
     going_on = decision.action in ("resume", "merge")
     before = state.read_record(pipeline.dir, stage.name) if going_on else None
     record = Record(inputs=stamps, started=state.now(), seconds=before.seconds if before else 0.0)
-    state.write_record(pipeline.dir, stage.name, record)
+    try:
+        state.write_record(pipeline.dir, stage.name, record)
+    except OSError as error:
+        raise UserError(f"{pipeline.dir.record(stage.name)}: cannot be written: {error.strerror}; make room") from error
     began = time.monotonic()
-    outcome = _attempt(stage, pipeline, decision, command, tries)
+    outcome = _attempt(stage, pipeline, decision, orders)
     ended = {"ended": state.now(), "code": outcome.code, "stopped": outcome.stopped, "reason": outcome.reason or None}
     ended["seconds"] = record.seconds + time.monotonic() - began
-    state.write_record(pipeline.dir, stage.name, record.model_copy(update=ended))
+    # A full disk: what the stage left tells all but its time, and why it failed.
+    with contextlib.suppress(OSError):
+        state.write_record(pipeline.dir, stage.name, record.model_copy(update=ended))
     return outcome
 
 
-def _attempt(stage: Stage, pipeline: Pipeline, decision: Decision, command: Sequence[str], tries: int) -> Outcome:
+def _attempt(stage: Stage, pipeline: Pipeline, decision: Decision, orders: Orders) -> Outcome:
     """Do the work; where only the user can mend it, the outcome has the line that says so."""
     log = pipeline.dir.log(stage.name)
     start = log.stat().st_size if log.exists() else 0
     try:
         if decision.action in ("begin", "resume"):
             _check(stage, decision)
-        outcome = _work(stage, pipeline, decision, command, tries)
+        outcome = _work(stage, pipeline, decision, orders)
+    except _Stop:
+        return Outcome(EXIT_RESUMABLE, stopped=True, reason=_TOLD)
     except UserError as error:
         return _refused(stage, error)
     if outcome.code == EXIT_USER and (said := logtail.message(log, start)):
@@ -124,16 +142,16 @@ def _check(stage: Stage, decision: Decision) -> None:
     check.refuse_faults(check.findings(checked(stage, decision)), unverified_too=True)
 
 
-def _work(stage: Stage, pipeline: Pipeline, decision: Decision, command: Sequence[str], tries: int) -> Outcome:
+def _work(stage: Stage, pipeline: Pipeline, decision: Decision, orders: Orders) -> Outcome:
     with RunLock(stage.folder, "sft-dist pipeline"), Tee(stage.name, pipeline.dir.log(stage.name)):
         if not stage.trains:
-            return _evaluate(stage)
+            return _evaluate(stage, orders)
         if decision.action != "merge":
-            trained = _train(prepared(stage, decision), command, tries)
+            trained = _train(prepared(stage, decision), orders)
             if trained.code != EXIT_DONE or trained.stopped:
                 return trained
         if stage.merges:
-            merging = merge(stage)
+            merging = merge(stage, orders)
             if merging.code != EXIT_DONE or merging.stopped:
                 return merging
         if not state.is_complete(stage):
@@ -141,41 +159,48 @@ def _work(stage: Stage, pipeline: Pipeline, decision: Decision, command: Sequenc
         return Outcome(EXIT_DONE)
 
 
-def _train(recipe: Recipe, command: Sequence[str], tries: int) -> Outcome:
+def _train(recipe: Recipe, orders: Orders) -> Outcome:
     endings: list[Ending] = []
 
     def start(file: Path, of: Recipe) -> Ending:
+        _refuse_if_told(orders)
         endings.append(local.run(file, of))
         return endings[-1]
 
-    return _outcome(Ending(retries.run(recipe, command, tries, start), endings[-1].stopped))
+    return _outcome(Ending(retries.run(recipe, orders.command, orders.tries, start), endings[-1].stopped))
 
 
-def merge(stage: Stage) -> Outcome:
+def merge(stage: Stage, orders: Orders) -> Outcome:
     """Merge the adapter into its base, complete or not at all."""
     assert stage.output is not None
     for left in stage.folder.glob(f".{stage.output.name}.unfinished-*"):
         shutil.rmtree(left, ignore_errors=True)
     print(f"merging the adapter into its base: {stage.output}", flush=True)
-    return _module("sft_dist.export", str(stage.folder), "--output", str(stage.output))
+    return _module(orders, "sft_dist.export", str(stage.folder), "--output", str(stage.output))
 
 
-def _evaluate(stage: Stage) -> Outcome:
+def _evaluate(stage: Stage, orders: Orders) -> Outcome:
     try:
         os.makedirs(stage.folder, exist_ok=True, mode=0o700)
         write_text(stage.run.recipe, dump_recipe(stage.recipe))
     except OSError as error:
         raise UserError(f"{stage.folder} cannot be written: {error.strerror}; name another output_dir") from error
     model = recipe_files.model_folder(stage.recipe.model.model_name_or_path)
-    return _module("sft_dist.evaluation", model, str(stage.run.recipe), "--output", str(stage.folder))
+    return _module(orders, "sft_dist.evaluation", model, str(stage.run.recipe), "--output", str(stage.folder))
 
 
-def _module(name: str, *words: str) -> Outcome:
+def _module(orders: Orders, name: str, *words: str) -> Outcome:
     """A module of the training plane, as one process that does not outlive this one."""
+    _refuse_if_told(orders)
     command = [sys.executable, "-u", "-m", name, *words]
     return _outcome(run_to_end([Rank(0, command, local.base_environment(os.environ))], grace_seconds=10.0))
 
 
+def _refuse_if_told(orders: Orders) -> None:
+    if orders.heard():
+        raise _Stop
+
+
 def _outcome(ending: Ending) -> Outcome:
     reason = "" if ending.code == EXIT_DONE else f"exit code {ending.code}"
-    return Outcome(ending.code, ending.stopped, "told to stop" if ending.stopped else reason)
+    return Outcome(ending.code, ending.stopped, _TOLD if ending.stopped else reason)

@@ -180,8 +180,8 @@ def refuse_if_among(root: Path, jobs: Mapping[str, in_queue.Job]) -> None:
     found = in_queue.of_run(root, jobs)
     if found is not None:
         raise UserError(
-            f"output.output_dir: {root} belongs to job {found.id}, which is {found.state.lower()}; wait for it, or end it: "
-            f"sft-dist cancel {root}"
+            f"output.output_dir: {root} belongs to job {found.id}, which is {found.state.lower()}; wait for it, or end "
+            f"it: sft-dist cancel {root}"
         )
 
 

@@ -8,13 +8,17 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from launch import cli, recipe_files
-from launch.pipeline import spec, state, view
+from launch import check, cli, recipe_files
+from launch.pipeline import show, spec, state, view
+from launch.pipeline.__main__ import main as one_stage
 from launch.pipeline.resolve import resolve
 from launch.pipeline.runner import LocalRunner
 from launch.pipeline.stage import Pipeline
@@ -24,7 +28,7 @@ from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 from sft_dist.recipe import load_recipe
 from tests import tiny
-from tests.recipes import small_recipe
+from tests.recipes import ROOT, small_recipe
 
 CHAIN = """\
 output_dir: out
@@ -306,6 +310,19 @@ def test_a_signal_between_two_stages_is_heard(machine: Machine) -> None:
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def test_a_signal_while_a_stage_is_checked_is_heard(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = check.findings
+
+    def slow(recipe: Recipe) -> list[check.Finding]:
+        if Path("out/pipeline/stages/other.json").exists():
+            signal.raise_signal(signal.SIGTERM)
+        return found(recipe)
+
+    monkeypatch.setattr("launch.check.findings", slow)
+    assert go(CHAIN) == 75
+    assert machine.did == ["sft"] and states()["other"] in ("pending", "stopped")
+
+
 def test_a_stage_whose_input_was_made_anew_is_stale_and_what_it_made_is_kept(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -365,14 +382,51 @@ def test_a_folder_of_a_pipeline_tells_all_that_its_file_does(
     assert [re.sub(r"\s+", " ", line).strip() for line in capsys.readouterr().out.splitlines()][2:] == [
         "sft sft ✔ done 0 s out/sft/model",
         "├─ other sft ✔ done 0 s out/other/model",
-        "└─ more sft ✘ failed 0 s exit code 1",
+        "└─ more sft ✘ failed 0 s see below",
         "└─ eval eval – skipped because more failed",
         "",
+        "more: exit code 1 (log: out/pipeline/logs/more.log)",
         "out: 2 done, 1 failed, 1 skipped",
     ]
     machine.done()
     assert cli.main(["pipeline", "out"]) == 0
     assert machine.done() == ["more goes on", "evaluation out/eval"]
+
+
+def test_in_the_graph_all_that_a_stage_needs_stands_above_it() -> None:
+    needs = {"sft": (), "reward": ("sft",), "ppo": ("sft", "reward"), "dpo": ("sft",), "eval": ("dpo", "ppo")}
+    rows = [view.Row(name, "sft", need, "pending", "", None, "") for name, need in needs.items()]
+    console = Console(record=True, width=80)
+    show.to_terminal(Pipeline(Path("p.yaml"), Path("out"), {}), rows, console)
+    lines = console.export_text().splitlines()[3:7]
+    assert [line.split("sft ")[0].rstrip() for line in lines] == ["├─ reward", "│  └─ ppo", "└─ dpo", "   └─ eval"]
+    assert "also needs ppo" in lines[3]
+
+
+def test_one_stage_alone_is_decided_when_it_starts_as_the_job_of_a_cluster(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.endings = {"more": Ending(1, False)}
+    assert go(CHAIN) == 1
+    machine.done()
+    assert one_stage(["out", "eval"]) == 2 and "eval: failed: more is not done" in capsys.readouterr().err
+    assert one_stage(["out", "sft"]) == 0 and not machine.did
+    assert one_stage(["out", "more"]) == 0 and one_stage(["out", "eval"]) == 0
+    assert machine.done() == ["more goes on", "evaluation out/eval"]
+    assert one_stage(["out", "mor"]) == 2 and one_stage([]) == 2
+
+
+def test_no_module_of_it_imports_torch() -> None:
+    code = "import sys, importlib; [importlib.import_module(f'launch.pipeline.{m}') for m in sys.argv[1:]]; "
+    names = [path.stem for path in (ROOT / "launch" / "pipeline").glob("*.py") if path.stem != "__init__"]
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(*sys.modules)", *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not {"torch", "transformers", "trl", "deepspeed", "accelerate", "datasets"} & set(done.stdout.split())
 
 
 def test_a_record_that_cannot_be_read_is_none(machine: Machine) -> None:
