@@ -13,8 +13,9 @@ from launch.pipeline.runner import say
 from launch.pipeline.stage import Pipeline, Stage, shown
 from launch.pipeline.state import Decision, Record
 from launch.place import Place
-from launch.slurm import in_queue, precheck, queue, script, submit
+from launch.slurm import in_queue, precheck, script, submit
 from launch.slurm.profile import read_profile
+from launch.slurm.queue import Job as Queued
 from launch.slurm.submit import Job
 from sft_dist.config import Recipe
 from sft_dist.errors import EXIT_DONE, UserError
@@ -103,7 +104,7 @@ class SlurmRunner:
         return Job(recipe, profile, self._cluster, place, module=module, result=stage.result, hook=hook)
 
 
-def queued(pipeline: Pipeline, must_know: bool) -> dict[str, queue.Job]:
+def queued(pipeline: Pipeline, must_know: bool) -> dict[str, Queued]:
     """The stages that are in the queue. Slurm is asked where one was ever submitted.
 
     Raises :class:`UserError` where it does not answer and they `must` be known; else none is.
@@ -121,7 +122,7 @@ def queued(pipeline: Pipeline, must_know: bool) -> dict[str, queue.Job]:
     return {name: job for name, job in found.items() if job is not None}
 
 
-def refuse_other_jobs(pipeline: Pipeline, decisions: Mapping[str, Decision], jobs: Mapping[str, queue.Job]) -> None:
+def refuse_other_jobs(pipeline: Pipeline, decisions: Mapping[str, Decision], jobs: Mapping[str, Queued]) -> None:
     """Raise :class:`UserError` where the job of a stage is of another recipe, or waits for what will not come."""
     for name, job in jobs.items():
         stage = pipeline.stages[name]

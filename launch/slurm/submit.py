@@ -15,6 +15,7 @@ from launch.local import base_environment
 from launch.place import Place
 from launch.slurm import in_queue, precheck, registry, script
 from launch.slurm.profile import Profile
+from launch.slurm.queue import Job as Queued
 from launch.slurm.records import SlurmDir, Submission, make_folder, now, write_submission
 from sft_dist.config import Recipe
 from sft_dist.errors import UserError
@@ -175,7 +176,7 @@ def refuse_if_queued(root: Path) -> None:
     refuse_if_among(root, in_queue.look())
 
 
-def refuse_if_among(root: Path, jobs: Mapping[str, in_queue.Job]) -> None:
+def refuse_if_among(root: Path, jobs: Mapping[str, Queued]) -> None:
     """Raise :class:`UserError` where one of the jobs is this run's."""
     found = in_queue.of_run(root, jobs)
     if found is not None:

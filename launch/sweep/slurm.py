@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launch.slurm import precheck, queue, script, submit
+from launch.slurm import precheck, script, submit
 from launch.slurm.in_queue import look
 from launch.slurm.profile import Profile, read_profile
+from launch.slurm.queue import Job as Queued
 from launch.slurm.submit import Job
 from launch.sweep.runner import Ended, say
 from launch.sweep.study import Study
@@ -76,7 +77,7 @@ class SlurmRunner:
         return submit.job(recipe, self._profile, self._cluster, self._nodes)
 
 
-def _write(job: Job, command: Sequence[str], queued: dict[str, queue.Job]) -> None:
+def _write(job: Job, command: Sequence[str], queued: dict[str, Queued]) -> None:
     with RunLock(job.root, "sft-dist sweep"):
         # An earlier start of the job may have made the run's own by now.
         begun = (job.root / "recipe.yaml").exists()

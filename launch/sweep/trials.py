@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.slurm import in_queue
+from launch.slurm.queue import Job as Queued
 from launch.slurm.records import End, SlurmDir, read_attempts
 from launch.slurm.verdict import CANCELLED
 from launch.sweep import metric
@@ -71,7 +72,7 @@ def settle(
     study: Study,
     trials: Sequence[Trial],
     records: Mapping[str, Sequence[Record]],
-    jobs: Mapping[str, in_queue.Job] | None = None,
+    jobs: Mapping[str, Queued] | None = None,
 ) -> list[Trial]:
     """The trials in their folders, with what became of them: by their settings, whatever their number.
 
@@ -187,7 +188,7 @@ def _in(trial: Trial, folder: Path, study: Study) -> Trial:
     return replace(trial, recipe=recipe.model_copy(update=update))
 
 
-def _became(trial: Trial, records: Sequence[Record], jobs: Mapping[str, in_queue.Job]) -> Trial:
+def _became(trial: Trial, records: Sequence[Record], jobs: Mapping[str, Queued]) -> Trial:
     run = RunDir(trial.folder)
     seconds = sum(record.seconds or 0.0 for record in records) or metric.number(metric.summary(run).get("seconds"))
     trial = replace(trial, seconds=seconds)

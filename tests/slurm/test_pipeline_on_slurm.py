@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from launch.slurm.records import SlurmDir, read_attempts
 from slurm.dev_cluster import DevCluster
 from tests import tiny
-from tests.outcome import numbers, weights_hash
 from tests.recipes import environment, small_recipe
-from tests.slurm.runs import ClusterRun
-from tests.slurm.several import command, logs, until, write_profile
+from tests.slurm.several import command, write_profile
 
 # The first trains an adapter, which has to be merged before the second can take its model.
 CHAIN = """\
@@ -27,7 +25,7 @@ stages:
   second:
     recipe: recipe.yaml
     model: ${stages.first.output}
-    set: {train.max_steps: 600, train.save_strategy: steps, train.save_steps: 50}
+    set: {train.max_steps: 160, train.save_strategy: steps, train.save_steps: 20}
   measure: {kind: eval, model: "${stages.second.output}"}
 """
 BROKEN = """\
@@ -46,17 +44,20 @@ def words(*stages: str) -> list[str]:
     return [f"{stage}.{word}" for stage in stages for word in COMMON]
 
 
-def worker_of(root: Path) -> int:
-    """The process that trains in a folder."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                line = (folder / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"sft_dist" in line and str(root / "recipe.yaml").encode() in line:
-                return int(folder.name)
-    raise AssertionError(f"nothing trains in {root}")
+@contextlib.contextmanager
+def started_here(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The pipeline on this machine, beside that on the cluster; a test that fails leaves nothing of it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "pipeline", "p.yaml", "output_dir=local", *words("first", "second")],
+        cwd=folder,
+        env=environment(folder) | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def test_a_chain_with_a_rank_that_dies_has_the_weights_of_one_on_this_machine(
@@ -64,40 +65,8 @@ def test_a_chain_with_a_rank_that_dies_has_the_weights_of_one_on_this_machine(
 ) -> None:
     small_recipe(tmp_path, tiny.save_model(tmp_path / "model"))
     (tmp_path / "p.yaml").write_text(CHAIN)
-    local = subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", "pipeline", "p.yaml", "output_dir=local", *words("first", "second")],
-        cwd=tmp_path,
-        env=environment(tmp_path) | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    started = ("pipeline", "p.yaml", *words("first", "second"), "--cluster", str(write_profile(tmp_path)))
-    queued = command(cluster, tmp_path, *started)
-    assert queued.returncode == 0, queued.stderr
-    jobs = re.findall(r"(\w+): queued as job (\d+)(?: behind (\d+))?", queued.stdout)
-    ids = {stage: number for stage, number, _ in jobs}
-    assert [(stage, behind) for stage, _, behind in jobs] == [
-        ("first", ""), ("second", ids["first"]), ("measure", ids["second"])]  # fmt: skip
-    again = command(cluster, tmp_path, *started)
-    assert again.returncode == 0 and "queued as" not in again.stdout, again.stdout + again.stderr
-    shown = command(cluster, tmp_path, "pipeline", "out", "--status").stdout
-    assert f"job {ids['measure']} (Dependency)" in shown, shown
-
-    run = ClusterRun(cluster, tmp_path, "out/second")
-    said = lambda: logs(tmp_path / "out")  # noqa: E731
-    until(lambda: bool(list(run.root.glob("checkpoints/checkpoint-*[0-9]"))), said)
-    os.kill(worker_of(run.root), signal.SIGKILL)
-    until((tmp_path / "out" / "measure" / "measure.json").exists, said)
-    for number in ids.values():
-        cluster.wait_for(number, "COMPLETED")
-    killed, done = run.ends()
-    assert (killed.verdict, killed.rank, done.verdict) == ("again", 0, "done")
-    assert run.starts()[1].step >= 50 and run.starts()[1].nodes == run.starts()[0].nodes
-    assert local.wait(120) == 0
-    for stage in ("first", "second"):
-        assert numbers(tmp_path / "out" / stage) == numbers(tmp_path / "local" / stage), stage
-    assert weights_hash(tmp_path / "out" / "second") == weights_hash(tmp_path / "local" / "second")
-    shown = command(cluster, tmp_path, "pipeline", "out", "--status").stdout
-    assert shown.count("✔ done") == 3, shown
+    with started_here(tmp_path) as local:
+        _submit_and_kill(cluster, tmp_path)
 
 
 def test_a_stage_that_fails_takes_along_what_needs_it_and_nothing_else(cluster: DevCluster, tmp_path: Path) -> None:
