@@ -67,6 +67,40 @@ def test_a_chain_with_a_rank_that_dies_has_the_weights_of_one_on_this_machine(
     (tmp_path / "p.yaml").write_text(CHAIN)
     with started_here(tmp_path) as local:
         _submit_and_kill(cluster, tmp_path)
+        assert local.wait(120) == 0
+    for stage in ("first", "second"):
+        assert numbers(tmp_path / "out" / stage) == numbers(tmp_path / "local" / stage), stage
+    assert weights_hash(tmp_path / "out" / "second") == weights_hash(tmp_path / "local" / "second")
+    shown = command(cluster, tmp_path, "pipeline", "out", "--status").stdout
+    assert shown.count("✔ done") == 3, shown
+
+
+def _submit_and_kill(cluster: DevCluster, tmp_path: Path) -> None:
+    """Queue the pipeline, kill the rank that trains the second stage, and wait for the end."""
+    started = ("pipeline", "p.yaml", *words("first", "second"), "--cluster", str(write_profile(tmp_path)))
+    queued = command(cluster, tmp_path, *started)
+    assert queued.returncode == 0, queued.stderr
+    jobs = re.findall(r"(\w+): queued as job (\d+)(?: behind (\d+))?", queued.stdout)
+    ids = {stage: number for stage, number, _ in jobs}
+    assert [(stage, behind) for stage, _, behind in jobs] == [
+        ("first", ""), ("second", ids["first"]), ("measure", ids["second"])]  # fmt: skip
+    again = command(cluster, tmp_path, *started)
+    assert again.returncode == 0 and "queued as" not in again.stdout, again.stdout + again.stderr
+    shown = command(cluster, tmp_path, "pipeline", "out", "--status").stdout
+    assert f"job {ids['measure']} (Dependency)" in shown, shown
+    run = ClusterRun(cluster, tmp_path, "out/second")
+
+    def said() -> str:
+        return logs(tmp_path / "out")
+
+    until(lambda: bool(list(run.root.glob("checkpoints/checkpoint-*[0-9]"))), said)
+    os.kill(run.workers()[0], signal.SIGKILL)
+    until((tmp_path / "out" / "measure" / "measure.json").exists, said)
+    for number in ids.values():
+        cluster.wait_for(number, "COMPLETED")
+    killed, done = run.ends()
+    assert (killed.verdict, killed.rank, done.verdict) == ("again", 0, "done")
+    assert run.starts()[1].step >= 20 and run.starts()[1].nodes == run.starts()[0].nodes
 
 
 def test_a_stage_that_fails_takes_along_what_needs_it_and_nothing_else(cluster: DevCluster, tmp_path: Path) -> None:
