@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +14,10 @@ from pathlib import Path
 from launch.slurm.records import SlurmDir, read_attempts
 from slurm.dev_cluster import DevCluster
 from tests import tiny
+from tests.outcome import numbers, weights_hash
 from tests.recipes import environment, small_recipe
-from tests.slurm.several import command, write_profile
+from tests.slurm.runs import ClusterRun
+from tests.slurm.several import command, logs, until, write_profile
 
 # The first trains an adapter, which has to be merged before the second can take its model.
 CHAIN = """\
