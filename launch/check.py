@@ -118,7 +118,7 @@ def _output(recipe: Recipe) -> Iterator[Finding]:
         raise UserError(f"output.output_dir: {parent} is a file; name a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"output.output_dir: {parent} cannot be written to; name a folder of yours")
-    need, free, left = _bytes_needed(recipe), shutil.disk_usage(parent).free, _bytes_left(recipe)
+    need, free, left = bytes_needed(recipe), shutil.disk_usage(parent).free, _bytes_left(recipe)
     if need is not None and need > free + left:
         raise UserError(_no_room(recipe, parent, need, free, left))
     about = "" if need is None else f", about {need / _GB:.1f} GB will be written"
@@ -141,7 +141,7 @@ def _no_room(recipe: Recipe, parent: Path, need: int, free: int, left: int) -> s
     )
 
 
-def _bytes_needed(recipe: Recipe) -> int | None:
+def bytes_needed(recipe: Recipe) -> int | None:
     """Bytes of the final model and the checkpoints kept, where the size of the weights is known."""
     weights = _weight_bytes(recipe)
     if weights is None or recipe.peft.use_peft:

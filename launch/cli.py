@@ -161,6 +161,31 @@ def _verify(options: argparse.Namespace) -> int:
     )
 
 
+def _dev_cluster(options: argparse.Namespace) -> int:
+    from launch import dev_cluster
+
+    if options.action == "up":
+        return dev_cluster.up(options.nodes, options.gpus, options.cpus, options.folder, options.foreground)
+    return {"down": dev_cluster.down, "status": dev_cluster.status}[options.action](options.folder)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from launch.sweep.command import Wishes, sweep
+
+    wishes = Wishes(
+        show_only=options.dry_run,
+        report_only=options.report,
+        retry_failed=options.retry_failed,
+        tries=options.retries,
+        cluster=options.cluster,
+        nodes=options.nodes,
+        at_once=options.at_once,
+    )
+    return sweep(Path(options.sweep).expanduser(), options.overrides, wishes)
+
+
 def _pipeline(options: argparse.Namespace) -> int:
     from launch.pipeline import command
 
@@ -172,14 +197,6 @@ def _pipeline(options: argparse.Namespace) -> int:
         nodes=options.nodes,
     )
     return command.run(options.pipeline, options.overrides, wishes)
-
-
-def _dev_cluster(options: argparse.Namespace) -> int:
-    from launch import dev_cluster
-
-    if options.action == "up":
-        return dev_cluster.up(options.nodes, options.gpus, options.cpus, options.folder, options.foreground)
-    return {"down": dev_cluster.down, "status": dev_cluster.status}[options.action](options.folder)
 
 
 def _recipes(_: argparse.Namespace) -> int:
@@ -300,6 +317,22 @@ def _verify_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--output", metavar="DIR", help="keep the runs and differences.json there")
 
 
+def _sweep_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("sweep", metavar="SWEEP.yaml", help="what is varied; run again, it goes on where it stopped")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of the sweep, or section.key=value of its recipe"
+    )
+    sub.add_argument("--dry-run", "--list", action="store_true", help="check all trials and list them, start none")
+    sub.add_argument("--report", action="store_true", help="show and write the results so far, start nothing")
+    sub.add_argument("--retry-failed", action="store_true", help="try the trials that failed once more")
+    sub.add_argument(
+        "--retries", type=_count, default=0, metavar="N", help="start a trial again so often if it dies (0)"
+    )
+    sub.add_argument("--cluster", metavar="PROFILE", help="run the trials on Slurm")
+    sub.add_argument("--nodes", type=_positive, metavar="N", help="nodes of each trial on Slurm")
+    sub.add_argument("--at-once", type=_positive, metavar="N", help="trials at the same time on Slurm")
+
+
 def _pipeline_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("pipeline", metavar="PIPELINE", help="a pipeline file, a packaged one, or a pipeline's folder")
     sub.add_argument("overrides", nargs="*", metavar="stage.section.key=value")
@@ -382,6 +415,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("preview", _preview, "show records as the model will see them, trained tokens in colour"),
     ("lengths", _lengths, "show how long the rows are, and how much of them is trained"),
     ("verify", _verify, "prove that no strategy changes a number: a model in small, trained under each"),
+    ("sweep", _sweep, "try many settings of one recipe, and compare what they come to"),
     ("pipeline", _pipeline, "run a chain of stages, each from what others made, and go on where it ended"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
@@ -402,6 +436,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "preview": _preview_options,
     "lengths": _lengths_options,
     "verify": _verify_options,
+    "sweep": _sweep_options,
     "pipeline": _pipeline_options,
     "eval": _eval_options,
     "checkpoints": _checkpoints_options,

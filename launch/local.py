@@ -24,10 +24,11 @@ _MARGIN_SECONDS = 10.0
 _TELEMETRY_OFF = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
-def run(recipe_file: Path, recipe: Recipe) -> Ending:
+def run(recipe_file: Path, recipe: Recipe, *, quiet: bool = False) -> Ending:
     """Train by a resolved recipe in as many processes as it asks for.
 
-    Rank 0 has the terminal, the others write to `<output_dir>/logs/rank<N>.log`. Call it from the main thread.
+    Rank 0 has the terminal, the others (`quiet`: all) write to `<output_dir>/logs/rank<N>.log`. Call it from the main
+    thread.
     Raises :class:`UserError` when the machine has not what the recipe asks for.
     """
     found = devices.gpus()
@@ -44,7 +45,7 @@ def run(recipe_file: Path, recipe: Recipe) -> Ending:
     logs = Path(recipe.output.output_dir) / "logs"
     return run_to_end(
         [
-            Rank(rank, command, environment, logs / f"rank{rank}.log" if rank else None)
+            Rank(rank, command, environment, logs / f"rank{rank}.log" if rank or quiet else None)
             for rank, environment in enumerate(environments)
         ],
         # They end by themselves when the grace is over.

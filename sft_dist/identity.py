@@ -48,6 +48,12 @@ def recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(_canonical_json("", _significant(recipe)).encode()).hexdigest()
 
 
+def bears_on_numbers(key: str) -> bool:
+    """Whether :func:`recipe_hash` looks at a setting, by its dotted key."""
+    section, _, rest = key.partition(".")
+    return not (_among(section, _FREE) or _among(f"{section}.{rest.partition('.')[0]}", _FREE))
+
+
 def refuse_other_run(root: Path, recipe: Recipe) -> None:
     """Raise :class:`UserError` where the run in `root` is one of another recipe. An empty folder is fine."""
     held = root / "recipe.yaml"

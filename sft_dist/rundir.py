@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -175,6 +176,7 @@ def without_secrets(command: Sequence[str]) -> list[str]:
     ]
 
 
+@functools.cache
 def versions() -> dict[str, str | None]:
     """Versions of the stack."""
     return {name: _version(name) for name in STACK}
@@ -187,6 +189,7 @@ def _version(name: str) -> str | None:
         return None
 
 
+@functools.cache
 def _git(folder: Path) -> dict[str, Any] | None:
     """Commit of the code, and whether it was changed since; None outside a checkout."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
-from launch import check
 from launch.pipeline import state
 from launch.pipeline.stage import Pipeline, Stage
 from launch.pipeline.state import Decision
@@ -12,15 +11,21 @@ from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 
 
-def refuse_faults(pipeline: Pipeline, decisions: Mapping[str, Decision], unverified_too: bool) -> None:
+def refuse_faults(
+    pipeline: Pipeline,
+    decisions: Mapping[str, Decision],
+    look: Callable[[Stage, Recipe], None],
+    queued: Collection[str],
+) -> None:
     """Raise :class:`UserError` with the faults of all stages that are to run, one a line.
 
     A stage whose model an earlier one makes is checked with the model of the first one in the chain, which has the
-    architecture, tokenizer and limits that it will get. `unverified_too`: as in :func:`launch.check.refuse_faults`.
+    architecture, tokenizer and limits that it will get.
+    `look` raises the faults of one, where it is to run; those that are `queued` were looked at.
     """
     lines = []
     for name, stage in pipeline.stages.items():
-        if decisions[name].action in ("done", "merge"):
+        if decisions[name].action in ("done", "merge") or name in queued:
             continue
         recipe = checked(stage, decisions[name])
         model_is_to_come = any(
@@ -30,8 +35,12 @@ def refuse_faults(pipeline: Pipeline, decisions: Mapping[str, Decision], unverif
         if model_is_to_come:
             model = recipe.model.model_copy(update={"model_name_or_path": stage.stand_in})
             recipe = recipe.model_copy(update={"model": model})
+            if recipe.output.resume:
+                # The run that was claimed there is not of this model.
+                output = recipe.output.model_copy(update={"resume": False, "output_dir": str(stage.folder / "new")})
+                recipe = recipe.model_copy(update={"output": output})
         try:
-            check.refuse_faults(check.findings(recipe), unverified_too)
+            look(stage, recipe)
         except UserError as error:
             lines += [f"stage {name}: {line}" for line in str(error).splitlines()]
     if lines:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launch.pipeline import checks, spec, state, work
+from launch.pipeline import checks, slurm, spec, state, work
 from launch.pipeline.resolve import resolve
 from launch.pipeline.resolved import write_resolved
 from launch.pipeline.runner import Runner, runner_for, say
 from launch.pipeline.stage import Pipeline, shown
 from launch.pipeline.state import Decision
+from launch.slurm.queue import Job
 from sft_dist.errors import EXIT_DONE, UserError
 from sft_dist.rundir import command_line
 from sft_dist.runlock import RunLock, refuse_if_alive
@@ -38,8 +39,12 @@ def run(name: str, words: Sequence[str], wishes: Wishes) -> int:
     except UserError as error:
         raise UserError(str(error).replace("output.output_dir", "output_dir", 1)) from error
     decisions = state.plan(pipeline)
-    checks.refuse_faults(pipeline, decisions, unverified_too=wishes.cluster is None)
-    _tell(pipeline, decisions)
+    jobs = slurm.queued(pipeline, must_know=wishes.cluster is not None)
+    if wishes.cluster is None:
+        _refuse_queued(pipeline, jobs)
+    slurm.refuse_other_jobs(pipeline, decisions, jobs)
+    checks.refuse_faults(pipeline, decisions, runner.look, jobs)
+    _tell(pipeline, decisions, jobs)
     if wishes.check_only:
         return EXIT_DONE
     with RunLock(pipeline.dir.folder, "sft-dist pipeline") as lock:
@@ -60,12 +65,21 @@ def _start(pipeline: Pipeline, decisions: Mapping[str, Decision], runner: Runner
     return runner.finish()
 
 
-def _tell(pipeline: Pipeline, decisions: Mapping[str, Decision]) -> None:
+def _refuse_queued(pipeline: Pipeline, jobs: Mapping[str, Job]) -> None:
+    for name, job in jobs.items():
+        folder = shown(pipeline.stages[name].folder)
+        raise UserError(
+            f"stage {name}: job {job.id} is {job.state.lower()}; wait for it, or end it: sft-dist cancel {folder}"
+        )
+
+
+def _tell(pipeline: Pipeline, decisions: Mapping[str, Decision], jobs: Mapping[str, Job]) -> None:
     """What is going to be done, before it is."""
     say(f"{shown(pipeline.root)}: {len(pipeline.stages)} stages")
     for name, stage in pipeline.stages.items():
         behind = f", behind {' and '.join(stage.needs)}" if stage.needs and decisions[name].action != "done" else ""
-        say(f"  {work.told(stage, decisions[name])}{behind}")
+        told = f"{name}: job {jobs[name].id} is {jobs[name].state.lower()}" if name in jobs else None
+        say(f"  {told or work.told(stage, decisions[name])}{behind}")
 
 
 def _show(pipeline: Pipeline) -> int:
@@ -75,5 +89,9 @@ def _show(pipeline: Pipeline) -> int:
 
     from launch.pipeline import show, view
 
-    show.to_terminal(pipeline, view.rows(pipeline), Console(width=None if sys.stdout.isatty() else 110))
+    show.to_terminal(
+        pipeline,
+        view.rows(pipeline, slurm.queued(pipeline, must_know=False)),
+        Console(width=None if sys.stdout.isatty() else 110),
+    )
     return EXIT_DONE

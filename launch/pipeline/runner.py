@@ -1,4 +1,4 @@
-"""Where the stages run: one after the other on this machine, or, later, each as a job of a cluster."""
+"""Where the stages run: one after the other on this machine, or each as a job of a cluster."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Protocol
 
-from launch import logtail
+from launch import check, logtail
 from launch.pipeline import work
 from launch.pipeline.stage import Pipeline, Stage
+from sft_dist.config import Recipe
 from sft_dist.errors import EXIT_DONE, EXIT_RESUMABLE, UserError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -21,6 +22,10 @@ class Runner(Protocol):
     What is done already does not come. Whether a stage is to be run, and how, is decided anew when it starts
     (:func:`launch.pipeline.state.decide`), for its inputs may not be there before.
     """
+
+    def look(self, stage: Stage, recipe: Recipe) -> None:
+        """Raise :class:`UserError` with what would fail later of a stage with this recipe. Nothing is changed."""
+        ...
 
     def start(self, stage: Stage, after: Sequence[str]) -> str:
         """Run a stage, or have it run, once those that `after` has the ids of have ended well. Returns its id.
@@ -39,7 +44,11 @@ def runner_for(
 ) -> Runner:
     """The runner that the command line asks for. `nodes`: of stages that name none. Raises :class:`UserError`."""
     if cluster is not None:
-        raise UserError(f"--cluster: {cluster}: pipelines do not run on Slurm yet; leave it out to run on this machine")
+        from launch.pipeline.slurm import SlurmRunner
+
+        if tries:
+            raise UserError("--retries: is for this machine; on Slurm the profile's `requeue` counts: leave it out")
+        return SlurmRunner(pipeline, command, cluster, nodes)
     if nodes is not None:
         raise UserError("--nodes: belongs to --cluster; leave it out")
     return LocalRunner(pipeline, command, tries)
@@ -58,6 +67,10 @@ class LocalRunner:
         self._codes: list[int] = []
         self._stopped: str | None = None
         self._handlers: dict[int, Any] = {}
+
+    def look(self, stage: Stage, recipe: Recipe) -> None:
+        """Raise :class:`UserError` with what would fail on this machine."""
+        check.refuse_faults(check.findings(recipe), unverified_too=True)
 
     def start(self, stage: Stage, after: Sequence[str]) -> str:
         """Run a stage, unless one that it needs has failed, or the pipeline was told to stop."""

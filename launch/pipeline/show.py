@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_COLOURS = {"done": "green", "running": "cyan", "failed": "bold red", "skipped": "red", "stale": "yellow",
-            "stopped": "yellow", "pending": "dim"}  # fmt: skip
-_MARKS: dict[State, str] = {"done": "✔", "running": "▶", "stopped": "‖", "stale": "↻", "failed": "✘", "skipped": "–",
-                            "pending": "·"}  # fmt: skip
+_COLOURS = {"done": "green", "running": "cyan", "queued": "blue", "failed": "bold red", "skipped": "red",
+            "stale": "yellow", "stopped": "yellow", "pending": "dim"}  # fmt: skip
+_MARKS: dict[State, str] = {"done": "✔", "running": "▶", "queued": "◦", "stopped": "‖", "stale": "↻", "failed": "✘",
+                            "skipped": "–", "pending": "·"}  # fmt: skip
 
 
 def to_terminal(pipeline: Pipeline, rows: Sequence[Row], console: Console) -> None:

@@ -59,7 +59,7 @@ def decide(stage: Stage, directory: PipelineDir, stamps: Mapping[str, str | None
     held = stage.run.recipe
     if not held.exists():
         return Decision("begin", "")
-    other, record = _differences(stage), read_record(directory, stage.name)
+    other, record = differences_of(stage), read_record(directory, stage.name)
     if other and record is None:
         raise UserError(
             f"stage {stage.name}: {stage.folder} holds a run that this pipeline did not start, of another recipe: "
@@ -67,6 +67,8 @@ def decide(stage: Stage, directory: PipelineDir, stamps: Mapping[str, str | None
         )
     inputs = record.inputs if record else {}
     changed = [name for name in stage.needs if stamps.get(name) is None or stamps[name] != inputs.get(name)]
+    if is_only_claimed(stage, record):
+        changed = []
     if changed and record is None:
         return Decision("again", f"it is not known which run of {changed[0]} it was made from")
     if changed:
@@ -152,7 +154,18 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _differences(stage: Stage) -> list[str]:
+def is_only_claimed(stage: Stage, record: Record | None) -> bool:
+    """Whether the stage was submitted and has not begun: what it is made from is not known before its job starts."""
+    return record is not None and bool(stage.needs) and not record.inputs
+
+
+def is_unmerged(stage: Stage) -> bool:
+    """Whether the stage is trained and its adapter is still to be merged."""
+    return stage.merges and _is_trained(stage) and not is_complete(stage)
+
+
+def differences_of(stage: Stage) -> list[str]:
+    """The settings in which the recipe in the stage's folder is another one. Raises :class:`UserError`."""
     try:
         held = load_recipe(stage.run.recipe)
     except RecipeError as error:

@@ -151,7 +151,7 @@ def _work(stage: Stage, pipeline: Pipeline, decision: Decision, orders: Orders) 
             if trained.code != EXIT_DONE or trained.stopped:
                 return trained
         if stage.merges:
-            merging = _merge(stage, orders)
+            merging = merge(stage, orders)
             if merging.code != EXIT_DONE or merging.stopped:
                 return merging
         if not state.is_complete(stage):
@@ -170,7 +170,7 @@ def _train(recipe: Recipe, orders: Orders) -> Outcome:
     return _outcome(Ending(retries.run(recipe, orders.command, orders.tries, start), endings[-1].stopped))
 
 
-def _merge(stage: Stage, orders: Orders) -> Outcome:
+def merge(stage: Stage, orders: Orders) -> Outcome:
     """Merge the adapter into its base, complete or not at all."""
     assert stage.output is not None
     for left in stage.folder.glob(f".{stage.output.name}.unfinished-*"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from launch.slurm import probing, script, submit
@@ -46,7 +47,9 @@ def resume(name: str, cluster: str | None, nodes: int | None) -> int:
     # Wherever the run's folder has been moved to since.
     output = recipe.output.model_copy(update={"output_dir": str(run.root)})
     recipe = recipe.model_copy(update={"output": output})
-    return _queue(submit.job(recipe, profile, cluster or held.cluster, nodes or held.nodes))
+    asked = submit.job(recipe, profile, cluster or held.cluster, nodes or held.nodes)
+    result = Path(held.result) if held.result else None
+    return _queue(replace(asked, module=held.module, result=result, hook=held.hook))
 
 
 def cancel(name: str) -> int:

@@ -27,10 +27,22 @@ AGAIN = 4
 FAILED = 5
 # What the script hands to the tasks: `ADDRESS PORT ATTEMPT`.
 RENDEZVOUS = "SFT_DIST_RENDEZVOUS"
+# In the script of an array: the folder of the run that a job of it is for.
+_RUN = "SFT_DIST_RUN"
 
 
-def executor(root: Path, name: str, profile: Profile, nodes: int, tasks: int, after: Sequence[str] = ()) -> Any:
+def executor(
+    root: Path,
+    name: str,
+    profile: Profile,
+    nodes: int,
+    tasks: int,
+    after: Sequence[str] = (),
+    runs: Sequence[Path] = (),
+) -> Any:
     """submitit's executor for a run in `root`: `nodes` of `tasks` processes each, once the jobs in `after` are done.
+
+    `runs`: the folders of several, each of which a job of an array is for; `root` then keeps what is of all of them.
 
     Raises :class:`UserError` where there is no Slurm on this machine.
     """
@@ -42,6 +54,8 @@ def executor(root: Path, name: str, profile: Profile, nodes: int, tasks: int, af
     except RuntimeError as error:
         raise UserError("srun: no such command: there is no Slurm here; log in to a node that has it") from error
     made.update_parameters(**_parameters(at, name, profile, nodes, tasks, after))
+    if runs:
+        made.update_parameters(setup=_setup(at, profile, runs), teardown=_teardown(at, is_array=True))
     return made
 
 
@@ -96,31 +110,40 @@ def _additional(at: SlurmDir, profile: Profile, after: Sequence[str]) -> dict[st
     }
 
 
-def _setup(at: SlurmDir, profile: Profile) -> list[str]:
+def _setup(at: SlurmDir, profile: Profile, runs: Sequence[Path] = ()) -> list[str]:
     """Lines before srun. A run that is done by now ends the job well."""
     lines = [*profile.setup, *(f"export {name}={shlex.quote(word)}" for name, word in profile.environment.items())]
     if paths := base_environment({}).get("PYTHONPATH"):
         lines.append(f'export PYTHONPATH={shlex.quote(paths)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    if runs:
+        # What is said of a run lies with it, as where it is alone.
+        lines = [
+            f"runs=({shlex.join(str(run.absolute()) for run in runs)})",
+            f"{_RUN}=${{runs[$SLURM_ARRAY_TASK_ID]}}",
+            f'exec >> "${_RUN}/slurm/job-$SLURM_JOB_ID.out" 2>&1',
+            *lines,
+        ]
     return [
         *lines,
-        f"{RENDEZVOUS}=$({_module('launch.slurm.before', at)})",
+        f"{RENDEZVOUS}=$({_module('launch.slurm.before', at, bool(runs))})",
         f"case $? in 0) export {RENDEZVOUS};; {NOTHING_TO_DO}) exit 0;; *) exit 2;; esac",
     ]
 
 
-def _teardown(at: SlurmDir) -> list[str]:
+def _teardown(at: SlurmDir, is_array: bool = False) -> list[str]:
     """Lines after srun. On the same nodes the whole script is run once more, in this process."""
     return [
         "code=$?",
-        f'{_module("launch.slurm.after", at)} "$code" "${RENDEZVOUS}"',
+        f'{_module("launch.slurm.after", at, is_array)} "$code" "${RENDEZVOUS}"',
         f'case $? in {AGAIN}) exec bash "$0";; {FAILED}) exit 1;; esac',
         'exit "$code"',
         "",
     ]
 
 
-def _module(name: str, at: SlurmDir) -> str:
-    return shlex.join([sys.executable, "-m", name, str(at.root.absolute())])
+def _module(name: str, at: SlurmDir, is_array: bool) -> str:
+    command = shlex.join([sys.executable, "-m", name])
+    return f'{command} "${_RUN}"' if is_array else f"{command} {shlex.quote(str(at.root.absolute()))}"
 
 
 def _srun(at: SlurmDir, profile: Profile) -> list[str]:

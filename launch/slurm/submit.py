@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 
 from launch.local import base_environment
 from launch.place import Place
-from launch.slurm import precheck, registry, script
-from launch.slurm import queue as jobs_in_queue
+from launch.slurm import in_queue, precheck, registry, script
 from launch.slurm.profile import Profile
+from launch.slurm.queue import Job as Queued
 from launch.slurm.records import SlurmDir, Submission, make_folder, now, write_submission
 from sft_dist.config import Recipe
 from sft_dist.errors import UserError
@@ -126,15 +127,34 @@ def write_job(asked: Job, command: Sequence[str]) -> None:
         ) from error
 
 
-def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
-    """Hand written jobs of one shape to Slurm, several as one array of which `at_once` run together."""
+def queue(jobs: Sequence[Job]) -> list[Submission]:
+    """Hand written jobs to Slurm, one by one."""
+    return [_handed_over([one], one.executor())[0] for one in jobs]
+
+
+def queue_array(jobs: Sequence[Job], root: Path, name: str, at_once: int) -> list[Submission]:
+    """Hand written jobs of one shape to Slurm as one array, of which `at_once` run together.
+
+    `root/slurm` keeps what is of all of them, each run's own folder the rest. Raises :class:`UserError`.
+    """
+    first, runs = jobs[0], [one.root for one in jobs]
+    place = first.place
+    try:
+        make_folder(SlurmDir(root).folder)
+    except OSError as error:
+        raise UserError(f"{root}: cannot be written: {error.strerror}; name a folder of yours") from error
+    executor = script.executor(root.absolute(), name, first.profile, place.nodes, place.processes, runs=runs)
+    executor.update_parameters(array_parallelism=at_once)
+    # submitit makes no array of one.
+    return _handed_over(jobs, executor) if len(jobs) > 1 else queue(jobs)
+
+
+def _handed_over(jobs: Sequence[Job], executor: Any) -> list[Submission]:
     from launch.slurm.task import Task
 
-    executor = jobs[0].executor()
     tasks = [Task(one.root.absolute()) for one in jobs]
     before = os.umask(0o077)
     try:
-        executor.update_parameters(array_parallelism=at_once)
         with executor.batch():
             queued = [executor.submit(task) for task in tasks]
     except Exception as error:
@@ -153,15 +173,20 @@ def queue(jobs: Sequence[Job], at_once: int = 256) -> list[Submission]:
 
 def refuse_if_queued(root: Path) -> None:
     """Raise :class:`UserError` where a job of this run is queued or runs."""
-    for one in jobs_in_queue.mine():
-        # The same folder has several names, through links.
-        if one.run is not None and os.path.realpath(one.run) == os.path.realpath(root) and not one.has_ended:
-            raise UserError(
-                f"output.output_dir: {root} belongs to job {one.id}, which is {one.state.lower()}; wait for it, or end "
-                f"it: sft-dist cancel {root}"
-            )
+    refuse_if_among(root, in_queue.look())
 
 
+def refuse_if_among(root: Path, jobs: Mapping[str, Queued]) -> None:
+    """Raise :class:`UserError` where one of the jobs is this run's."""
+    found = in_queue.of_run(root, jobs)
+    if found is not None:
+        raise UserError(
+            f"output.output_dir: {root} belongs to job {found.id}, which is {found.state.lower()}; wait for it, or end "
+            f"it: sft-dist cancel {root}"
+        )
+
+
+@functools.cache
 def environment_lock() -> str:
     """Every package that can be imported here, with its version, as pip reads it."""
     found = {f"{one.name}=={one.version}" for one in metadata.distributions() if one.name}

@@ -18,6 +18,9 @@ _KILLED_BY_SLURM = (-signal.SIGKILL, -signal.SIGTERM)
 # Of a worker that was told to stop before it could listen.
 _BY_SIGNAL = (-signal.SIGTERM, -signal.SIGUSR2, -signal.SIGUSR1, -signal.SIGINT)
 
+# The reason of an end that the user asked for.
+CANCELLED = "cancelled"
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -56,7 +59,7 @@ def decide(facts: Facts, submission: Submission, history: Sequence[Start | End])
     if facts.code == EXIT_DONE and all(one.code == EXIT_DONE for one in facts.ranks):
         return Verdict("done", "done")
     if facts.cancelled:
-        return Verdict("stop", "cancelled")
+        return Verdict("stop", CANCELLED)
     first = to_blame(facts.ranks)
     if first is not None and first.code == EXIT_USER:
         return _of(first, "stop", facts.message or _told(first))

@@ -250,7 +250,7 @@ def test_bad_input_is_told_by_file_line_and_mend(here: Path, what: str, capsys: 
         (["sft=3"], "command line: sft: is a stage; write sft.section.key=value"),
         (["sft.output.resume=true"], "command line: sft.output.resume: the pipeline's own to set"),
         (["--nodes", "2"], "--nodes: belongs to --cluster"),
-        (["--cluster", "h100"], "--cluster: h100: pipelines do not run on Slurm yet"),
+        (["--cluster", "h100"], "--cluster: h100: no such file"),
     ],
 )
 def test_bad_words_are_told(here: Path, words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""Sweeps: one recipe with many settings, as runs of their own that are compared in one table and one picture."""
