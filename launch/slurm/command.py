@@ -7,8 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launch.slurm import probing, script, submit
-from launch.slurm import queue as jobs_in_queue
+from launch.slurm import in_queue, probing, script, submit
 from launch.slurm.commands import ask
 from launch.slurm.profile import read_profile
 from launch.slurm.records import SlurmDir, read_submission
@@ -58,7 +57,7 @@ def cancel(name: str) -> int:
     held = read_submission(at)
     assert held is not None
     # scancel takes the number of a job that has ended, and says nothing. A job submitted by hand has another.
-    found = _job_of(at, held.job_id)
+    found = in_queue.of_run(at.root, in_queue.look())
     if found is None:
         why = "was never queued" if held.job_id is None else f"job {held.job_id} is not in the queue any more"
         raise UserError(f"{name}: {why}; nothing to cancel")
@@ -82,14 +81,6 @@ def _queue(asked: Job, probe_first: bool = False) -> int:
           f"{submission.strategy}; sft-dist status {asked.root}; sft-dist logs {asked.root} --follow")  # fmt: skip
     sys.stdout.flush()
     return EXIT_DONE
-
-
-def _job_of(at: SlurmDir, job: str | None) -> jobs_in_queue.Job | None:
-    """The run's job in the queue: by its number, or, if submitted by hand, by its folder."""
-    here = [one for one in jobs_in_queue.mine() if not one.has_ended]
-    wanted = os.path.realpath(at.root)
-    by_folder = (one for one in here if one.run is not None and os.path.realpath(one.run) == wanted)
-    return next((one for one in here if one.id == job), None) or next(by_folder, None)
 
 
 def _go_to(folder: str, name: str) -> None:

@@ -18,7 +18,6 @@ from rich.console import Console
 
 from launch import check, cli, recipe_files
 from launch.pipeline import show, spec, state, view
-from launch.pipeline.__main__ import main as one_stage
 from launch.pipeline.resolve import resolve
 from launch.pipeline.runner import LocalRunner
 from launch.pipeline.stage import Pipeline
@@ -401,19 +400,6 @@ def test_in_the_graph_all_that_a_stage_needs_stands_above_it() -> None:
     lines = console.export_text().splitlines()[3:7]
     assert [line.split("sft ")[0].rstrip() for line in lines] == ["├─ reward", "│  └─ ppo", "└─ dpo", "   └─ eval"]
     assert "also needs ppo" in lines[3]
-
-
-def test_one_stage_alone_is_decided_when_it_starts_as_the_job_of_a_cluster(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    machine.endings = {"more": Ending(1, False)}
-    assert go(CHAIN) == 1
-    machine.done()
-    assert one_stage(["out", "eval"]) == 2 and "eval: failed: more is not done" in capsys.readouterr().err
-    assert one_stage(["out", "sft"]) == 0 and not machine.did
-    assert one_stage(["out", "more"]) == 0 and one_stage(["out", "eval"]) == 0
-    assert machine.done() == ["more goes on", "evaluation out/eval"]
-    assert one_stage(["out", "mor"]) == 2 and one_stage([]) == 2
 
 
 def test_no_module_of_it_imports_torch() -> None:
