@@ -18,7 +18,7 @@ from tests.recipes import sft_dist, small_recipe
 from tests.slurm.runs import ClusterRun
 
 COMMON = ("train.report_to=none", "train.per_device_train_batch_size=2", "train.full_determinism=true",
-          "train.save_strategy=steps", "train.save_steps=20", "train.max_steps=600", "train.learning_rate=1e-4",
+          "train.save_strategy=steps", "train.save_steps=20", "train.max_steps=900", "train.learning_rate=1e-4",
           "eval.enabled=false", "data.dataset_test_split=null")  # fmt: skip
 
 OF_A_LAUNCHER = ("RANK", "LOCAL_", "WORLD_", "GROUP_", "ROLE_", "MASTER_", "ACCELERATE_", "FSDP_", "TORCH", "SUBMITIT_",
