@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch.slurm.commands import SlurmRefused, expanded, show
+from launch.slurm.commands import expanded, show
 from launch.slurm.records import (
     SlurmDir,
     Start,
@@ -88,7 +88,8 @@ def address(node: str) -> str:
     """Where Slurm itself reaches a node: a name server need not know the node by the name that Slurm has for it."""
     try:
         return show("node", node).get("NodeAddr") or node
-    except SlurmRefused:
+    except UserError:
+        # A controller that is away is no reason to give the nodes back.
         return node
 
 

@@ -12,6 +12,7 @@ from launch.place import Place
 from launch.slurm.commands import SlurmRefused, ask, fields, minutes
 from launch.slurm.profile import Profile
 from sft_dist.config import Recipe
+from sft_dist.data.mixture_sources import key_of, sources_of
 from sft_dist.data.sources import is_local
 from sft_dist.errors import UserError
 
@@ -144,13 +145,12 @@ def _shared(recipe: Recipe, profile: Profile, cluster: str) -> Iterator[str]:
         yield f"{cluster}: shared_folder: no such folder: {shared}; name one that all nodes see"
         return
     asked = [("output.output_dir", recipe.output.output_dir), ("the working folder", os.getcwd())]
-    for key, name in (
+    named = [
         ("model.model_name_or_path", recipe.model.model_name_or_path),
-        ("data.dataset_name", recipe.data.dataset_name),
+        *((key_of(recipe.data, name), source.dataset_name) for name, source in sources_of(recipe.data).items()),
         ("data.dataset_test_split", recipe.data.dataset_test_split or ""),
-    ):
-        if name and is_local(name):
-            asked.append((key, name))
+    ]
+    asked += [(key, name) for key, name in named if name and is_local(name)]
     for key, name in asked:
         if not Path(name).expanduser().resolve().is_relative_to(shared):
             yield f"{key}: {name} is not in {shared} (shared_folder of {cluster}): the nodes cannot see it; move it"

@@ -19,7 +19,7 @@ from launch.processes import Rank, run_to_end
 from launch.slurm.before import job_name
 from launch.slurm.records import RankRecord, SlurmDir, Submission, now, read_submission, write_rank
 from launch.slurm.script import RENDEZVOUS
-from sft_dist.errors import EXIT_RESUMABLE, UserError
+from sft_dist.errors import EXIT_RESUMABLE, EXIT_USER, UserError
 from sft_dist.recipe import load_recipe
 from sft_dist.rundir import RunDir
 from sft_dist.runlock import STALE_SECONDS, RunLock
@@ -46,7 +46,7 @@ class Task:
             code = run(Path(self.root), Place.from_environment(os.environ))
         except UserError as error:
             print(f"sft-dist: {error}", file=sys.stderr, flush=True)
-            code = 2
+            code = EXIT_USER
         if code:
             sys.exit(code)
 
@@ -94,22 +94,26 @@ def run(root: Path, place: Place) -> int:
     log_to(run_dir.logs / f"rank{place.rank}.log")
     record = RankRecord(rank=place.rank, node=place.name, started=now())
     write_rank(at, place.job, place.restart, record)
-    recipe, submission = load_recipe(run_dir.recipe), read_submission(at)
-    if submission is None:
-        raise UserError(f"{at.submission}: cannot be read; submit the run again with `sft-dist resume`")
-    with ExitStack() as ending:
-        if place.rank == 0:
-            try:
+    # What another start of the run holds is free later; what else is wrong would be so again.
+    fault = EXIT_USER
+    try:
+        recipe, submission = load_recipe(run_dir.recipe), read_submission(at)
+        if submission is None:
+            raise UserError(f"{at.submission}: cannot be read; submit the run again with `sft-dist resume`")
+        rank = Rank(place.rank, command(run_dir, submission), environment(submission, place, os.environ))
+        with ExitStack() as ending:
+            if place.rank == 0:
+                fault = EXIT_RESUMABLE
                 ending.enter_context(RunLock(root, f"job {place.job}", wait_seconds=_LOCK_SECONDS))
-            except UserError as error:
-                print(f"sft-dist: {error}", file=sys.stderr, flush=True)
-                return _ended(at, place, record, EXIT_RESUMABLE, False)
-        end = run_to_end(
-            [Rank(place.rank, command(run_dir, submission), environment(submission, place, os.environ))],
-            grace_seconds=recipe.checkpoint.grace + _MARGIN_SECONDS,
-            stop_signals=[signal.Signals[name] for name in recipe.checkpoint.signals],
-        )
-        return _ended(at, place, record, end.code, end.stopped)
+            end = run_to_end(
+                [rank],
+                grace_seconds=recipe.checkpoint.grace + _MARGIN_SECONDS,
+                stop_signals=[signal.Signals[name] for name in recipe.checkpoint.signals],
+            )
+    except UserError as error:
+        print(f"sft-dist: {error}", file=sys.stderr, flush=True)
+        return _ended(at, place, record, fault, False)
+    return _ended(at, place, record, end.code, end.stopped)
 
 
 def _ended(at: SlurmDir, place: Place, record: RankRecord, code: int, stopped: bool) -> int:

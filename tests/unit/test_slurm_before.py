@@ -147,6 +147,9 @@ def test_a_node_that_slurm_does_not_know_is_called_by_its_name(at: SlurmDir, tmp
     assert before.address("n1") == "10.0.0.1"
     (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho 'Node n1 not found' >&2; exit 1\n")
     assert before.address("n1") == "n1"
+    # A controller that is away does not cost the allocation.
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n")
+    assert before.address("n1") == "n1"
 
 
 # Behind the ranks
