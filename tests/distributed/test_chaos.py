@@ -11,15 +11,14 @@ import pytest
 
 from tests.recipes import command
 
-# Three strikes at each of two runs: a damaged checkpoint, a folder that is read-only for a while, a killed rank; all
-# processes killed in an evaluation, a disk that is full for a while, and a signal when the last step is done.
+# Three strikes at one run: a damaged checkpoint, a folder that is read-only for a while, a killed rank.
 SEED = 7482
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount small disks")
 def test_struck_runs_end_as_undisturbed_ones(tmp_path: Path) -> None:
-    words = ["--strikes", "6", "--each", "3", "--seed", str(SEED), "--strategies", "ddp,fsdp2"]
+    words = ["--strikes", "3", "--each", "3", "--seed", str(SEED), "--strategies", "fsdp2"]
     module = [sys.executable, "-m", "tests.distributed.chaos", *words, "--folder", str(tmp_path / "chaos")]
     done = command(tmp_path, *module, limit=540)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^all +6 +6 +6 ", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^all +3 +3 +3 ", done.stdout, re.MULTILINE), done.stdout

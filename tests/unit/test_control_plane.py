@@ -115,7 +115,8 @@ def test_every_packaged_recipe_is_a_recipe_and_passes_the_schema(name: str) -> N
     jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
 
 
-@pytest.mark.parametrize("name", recipe_files.packaged())
+# The demo's own, whose records take half a minute, is checked by `.ci/run`, in the wheel.
+@pytest.mark.parametrize("name", [name for name in recipe_files.packaged() if not name.startswith("smollm2")])
 def test_every_packaged_recipe_passes_check(name: str, tmp_path: Path) -> None:
     """Without a network, what is on the hub is told as not known; nothing is a fault."""
     pytest.importorskip("gguf")
