@@ -27,6 +27,9 @@ def config_of(recipe: Recipe) -> Mapping[str, Any] | None:
     try:
         if path.is_dir():
             return hub.local_config(path, recipe.model, "model.model_name_or_path")
+        if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+            # What another run is yet to write there.
+            return None
         return hub.model_config(name, recipe.model.model_revision).config
     except UserError:
         return None

@@ -92,8 +92,12 @@ class SlurmRunner:
         hook = (sys.executable, "-m", "launch.pipeline.hook", str(self._pipeline.root), stage.name)
         if stage.trains:
             job = submit.job(recipe, self._profile, self._cluster, stage.nodes or self._nodes)
+            known = recipe.model.model_copy(update={"model_name_or_path": stage.stand_in})
             return replace(
-                job, hook=hook, result=stage.output / "config.json" if stage.merges and stage.output else None
+                job,
+                hook=hook,
+                result=stage.output / "config.json" if stage.merges and stage.output else None,
+                strategy=job.place.strategy(recipe.model_copy(update={"model": known})),
             )
         # One process, and no more of a node than that needs.
         alone = {"gpus_per_node": min(1, self._profile.gpus_per_node), "exclusive": False}

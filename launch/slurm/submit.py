@@ -28,7 +28,8 @@ from sft_dist.runlock import RunLock
 @dataclass(frozen=True)
 class Job:
     """A run that is ready to be submitted. `cluster` is the name of the profile's file, `after` are jobs that must be
-    done first; for the others see :class:`launch.slurm.records.Submission`."""
+    done first; `strategy` is given where the recipe's model, by which `auto` chooses, is yet to be made; for the others
+    see :class:`launch.slurm.records.Submission`."""
 
     recipe: Recipe
     profile: Profile
@@ -39,6 +40,7 @@ class Job:
     result: Path | None = None
     hook: Sequence[str] = ()
     probes: bool = False
+    strategy: str | None = None
 
     @property
     def root(self) -> Path:
@@ -60,7 +62,7 @@ class Job:
             cluster=self.cluster,
             nodes=self.place.nodes,
             tasks_per_node=self.place.processes,
-            strategy=self.place.strategy(self.recipe),
+            strategy=self.strategy or self.place.strategy(self.recipe),
             threads=_threads(profile),
             submitted=now(),
             partition=profile.partition,

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, OPTConfig
 
 from launch.devices import Gpu
-from launch.fit import fitting, state_bytes
+from launch.fit import config_of, fitting, state_bytes
 from sft_dist.config import Recipe
 from sft_dist.modelinfo import count_parameters, quantization_fault
 
@@ -58,6 +58,11 @@ def test_auto_shards_no_more_than_it_has_to(
     config: dict[str, Any], sections: dict[str, Any], processes: int, strategy: str
 ) -> None:
     assert fitting(recipe(**sections), config, processes, [H100] * 8) == strategy
+
+
+@pytest.mark.parametrize("name", ["/none/run/model", "./run/model", "runs/chain/sft/model"])
+def test_a_model_that_is_yet_to_be_made_is_not_known(name: str) -> None:
+    assert config_of(recipe(model={"model_name_or_path": name})) is None
 
 
 def test_auto_is_ddp_where_nothing_is_known() -> None:

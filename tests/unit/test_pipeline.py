@@ -20,6 +20,7 @@ from launch import check, cli, recipe_files
 from launch.pipeline import show, spec, state, view
 from launch.pipeline.resolve import resolve
 from launch.pipeline.runner import LocalRunner
+from launch.pipeline.slurm import SlurmRunner
 from launch.pipeline.stage import Pipeline
 from launch.pipeline.tee import Tee
 from launch.processes import Ending, Rank
@@ -400,6 +401,21 @@ def test_in_the_graph_all_that_a_stage_needs_stands_above_it() -> None:
     lines = console.export_text().splitlines()[3:7]
     assert [line.split("sft ")[0].rstrip() for line in lines] == ["├─ reward", "│  └─ ppo", "└─ dpo", "   └─ eval"]
     assert "also needs ppo" in lines[3]
+
+
+@pytest.mark.parametrize(("weights", "strategy"), [(1e9, "ddp"), (70e9, "zero3_offload")])
+def test_on_a_cluster_auto_chooses_by_the_model_that_stands_for_one_that_is_yet_to_be_made(
+    here: Path, models: Path, monkeypatch: pytest.MonkeyPatch, weights: float, strategy: str
+) -> None:
+    """Two nodes of eight H100, for a stage whose model an earlier stage is to write."""
+    (here / "cluster.yaml").write_text("gpus_per_node: 8\ngpu_type: h100\ngpu_memory_gb: 80\n")
+    monkeypatch.setattr("launch.fit.count_parameters", lambda _: weights)
+    pipeline = written(CHAIN)
+    stage = pipeline.stages["more"]
+    assert stage.recipe.model.model_name_or_path.endswith("sft/model") and stage.stand_in == str(models / "model")
+    job = SlurmRunner(pipeline, [], "cluster.yaml", 2)._job(stage, stage.recipe)
+    submission = job.submission(None)
+    assert (submission.strategy, submission.nodes, submission.tasks_per_node) == (strategy, 2, 8)
 
 
 def test_no_module_of_it_imports_torch() -> None:
