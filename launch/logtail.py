@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from launch.line_files import end_of
 from sft_dist.errors import EXIT_RESUMABLE, EXIT_USER
 
 # Codes of a rank that has said itself, in one line, why it ended.
@@ -63,13 +64,7 @@ def _tail(log: Path | None, start: int) -> list[str]:
     """The last lines of a log, as they can be shown: a progress bar's last state, no control characters, no times."""
     if log is None:
         return []
-    try:
-        with open(log, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(start, size - _TAIL_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return []
+    text = end_of(log, _TAIL_BYTES, start).decode("utf-8", errors="replace")
     shown = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     shown = (_TIME.sub("", line) for line in shown)
     printable = ("".join(c if c.isprintable() else " " for c in line).rstrip() for line in shown)

@@ -28,7 +28,7 @@ STACK = (
 # What a run writes; anything else in the folder is the user's own and is never removed.
 _OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "events.jsonl", "tracker.json", "model",
          "model.unfinished", "merged", "checkpoints", "eval", "logs", "wandb", "tensorboard", "slurm")  # fmt: skip
-_SECRET = re.compile(r"(?i)(key|token|secret|password)")
+SECRET = re.compile(r"(?i)(key|token|secret|password)")
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,13 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
 def settings(variables: Mapping[str, str]) -> dict[str, str]:
     """Environment variables that bear on the run; those that may be secrets are left out."""
     wanted = ("CUDA_", "NCCL_", "GLOO_", "OMP_", "TORCH", "ACCELERATE_", "HF_", "WANDB_", "PYTORCH_", "SFT_DIST_")
-    return {k: v for k, v in sorted(variables.items()) if k.startswith(wanted) and not _SECRET.search(k)}
+    return {k: v for k, v in sorted(variables.items()) if k.startswith(wanted) and not SECRET.search(k)}
 
 
 def without_secrets(command: Sequence[str]) -> list[str]:
     """A command line whose words of the form `...KEY=value` have lost the value."""
     return [
-        f"{word.split('=', 1)[0]}=***" if "=" in word and _SECRET.search(word.split("=", 1)[0].split(".")[-1]) else word
+        f"{word.split('=', 1)[0]}=***" if "=" in word and SECRET.search(word.split("=", 1)[0].split(".")[-1]) else word
         for word in command
     ]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from launch.line_files import end_of
 from launch.pipeline import state
 from launch.pipeline.stage import Pipeline, Stage, shown
 from launch.pipeline.state import Decision, Record
@@ -122,9 +123,8 @@ def _step(stage: Stage) -> str:
 
 def _last_record(stage: Stage) -> dict[str, Any]:
     """The last whole line of the metrics; nothing where there is none."""
-    with contextlib.suppress(OSError, ValueError), open(stage.run.metrics, "rb") as file:
-        file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-        whole = file.read().rpartition(b"\n")[0].splitlines()
+    with contextlib.suppress(ValueError):
+        whole = end_of(stage.run.metrics, _TAIL_BYTES).rpartition(b"\n")[0].splitlines()
         last = json.loads(whole[-1]) if whole else {}
         return last if isinstance(last, dict) else {}
     return {}

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from launch import logtail
+from launch.line_files import end_of
 from launch.slurm.before import job_name
 from launch.slurm.commands import SlurmDown, SlurmRefused, ask, expanded, fields, show
 from launch.slurm.records import (
@@ -97,8 +98,6 @@ def gather(
         code=code,
         step=reached(RunDir(root)),
         ranks=ranks,
-        world=submission.nodes * submission.tasks_per_node,
-        nodes=start.nodes,
         silent=silent,
         cancelled=at.cancelled.exists() or known.get("JobState") == "CANCELLED",
         preempted=known.get("PreemptTime", "None") != "None",
@@ -111,12 +110,9 @@ def gather(
 def reached(run: RunDir) -> int:
     """The last step that is known to be done: of the newest checkpoint, or logged."""
     logged = 0
-    with suppress(OSError), open(run.metrics, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        for line in file.read().splitlines():
-            with suppress(ValueError, AttributeError, TypeError):
-                logged = max(logged, int(json.loads(line).get("step", 0)))
+    for line in end_of(run.metrics, _TAIL_BYTES).splitlines():
+        with suppress(ValueError, AttributeError, TypeError):
+            logged = max(logged, int(json.loads(line).get("step", 0)))
     return max(logged, max(folders.complete(run.checkpoints), default=0))
 
 

@@ -13,11 +13,11 @@ from launch.slurm.commands import minutes
 from launch.typed_yaml import read_typed
 from sft_dist.config import Location, Name, Section
 from sft_dist.errors import UserError
+from sft_dist.rundir import SECRET
 
 # Of a value that is written there; `$(cat FILE)` is none.
 _WORD = r"[\w-]*(?:key|token|secret|password)[\w-]*"
 _SECRET = re.compile(rf"""(?i)(?<![\w-])({_WORD}\s*=|--{_WORD}\s)\s*["']?[^\s"'$=]""")
-_SECRET_NAME = re.compile(r"(?i)(key|token|secret|password)")
 # Names that hold such a word and no secret.
 _NO_SECRET = re.compile(r"(?i)^TOKENIZERS_|_(path|file|dir)$")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -81,7 +81,7 @@ def _options(words: dict[str, str]) -> dict[str, str]:
 
 
 def _names_a_secret(name: str) -> bool:
-    return bool(_SECRET_NAME.search(name)) and not _NO_SECRET.search(name)
+    return bool(SECRET.search(name)) and not _NO_SECRET.search(name)
 
 
 def _no_secret(lines: list[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from launch.line_files import add_line
 from sft_dist.rundir import write_text
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -172,16 +172,9 @@ def read_ranks(at: SlurmDir, job: str, restart: int) -> list[RankRecord]:
 
 
 def append_attempt(at: SlurmDir, record: Start | End) -> None:
-    """Add a line; what an earlier writer left unfinished becomes a line of its own, which readers pass over."""
+    """Add a line. Raises :class:`OSError`."""
     make_folder(at.folder)
-    descriptor = os.open(at.attempts, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(descriptor, "r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        torn = size > 0 and file.read(1) != b"\n"
-        file.write(b"\n" * torn + record.model_dump_json().encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    add_line(at.attempts, record.model_dump_json())
 
 
 def read_attempts(at: SlurmDir) -> list[Start | End]:

@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from launch.line_files import add_line
 from launch.slurm.records import make_folder, now
 from sft_dist.rundir import write_text
 
@@ -24,13 +25,8 @@ def add(root: Path) -> None:
     """Remember a run's folder as the newest. Raises :class:`OSError`; whoever has submitted goes on without."""
     file = path()
     make_folder(file.parent)
-    line = json.dumps({"run": str(root.absolute()), "added": now()}) + "\n"
-    # One write at the end of the file, without a lock: a home on NFS may have none, and others submit as well.
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(descriptor, b"\n" * _is_torn(file) + line.encode())
-    finally:
-        os.close(descriptor)
+    # One write at the end of the file, for others submit as well.
+    add_line(file, json.dumps({"run": str(root.absolute()), "added": now()}))
 
 
 def read() -> list[Path]:
@@ -68,12 +64,3 @@ def _root(line: str) -> Path | None:
     except (ValueError, LookupError, TypeError):
         return None
     return Path(root) if isinstance(root, str) and os.path.isabs(root) else None
-
-
-def _is_torn(file: Path) -> bool:
-    """Whether the last line has no end."""
-    with open(file, "rb") as held:
-        if held.seek(0, os.SEEK_END) == 0:
-            return False
-        held.seek(-1, os.SEEK_END)
-        return held.read(1) != b"\n"

@@ -33,8 +33,6 @@ class Facts:
     code: int
     step: int
     ranks: Sequence[RankRecord]
-    world: int
-    nodes: Sequence[str]
     silent: Sequence[str]
     cancelled: bool
     preempted: bool

@@ -6,12 +6,12 @@ import contextlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.line_files import end_of
 from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 from sft_dist.rundir import RunDir
@@ -137,15 +137,8 @@ def _between(before: Record, after: Record, starts: Sequence[float]) -> float | 
 
 
 def _tail(path: Path) -> list[Record]:
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
-        return []
     # The first may be half a line, which is no record.
-    return [record for line in lines if (record := _record(line)) is not None]
+    return [record for line in end_of(path, _TAIL_BYTES).splitlines() if (record := _record(line)) is not None]
 
 
 def _last_evaluation(path: Path) -> Record | None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+
+from launch.line_files import add_line
 
 NAME = "trials.jsonl"
 
@@ -31,17 +32,9 @@ class Record:
 
 
 def note(root: Path, event: Literal["start", "end"], trial: str, **more: Any) -> None:
-    """Add a line; what a killed sweep left unfinished becomes a line of its own. Raises :class:`OSError`."""
+    """Add a line. Raises :class:`OSError`."""
     record = Record(event, trial, datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"), **more)
-    line = json.dumps({name: value for name, value in asdict(record).items() if value is not None}) + "\n"
-    descriptor = os.open(root / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(descriptor, "r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        torn = size > 0 and file.read(1) != b"\n"
-        file.write(b"\n" * torn + line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    add_line(root / NAME, json.dumps({name: value for name, value in asdict(record).items() if value is not None}))
 
 
 def read(root: Path) -> dict[str, list[Record]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launch import check, local, logtail, retries
+from launch.line_files import end_of
 from launch.processes import Ending
 from launch.sweep.trials import Trial, described
 from sft_dist.config import Recipe
@@ -107,7 +108,8 @@ class LocalRunner:
             logtail.say([f"sft-dist: {error}"])
             code, fault = EXIT_USER, f"sft-dist: {error}"
         stopped = bool(endings) and endings[-1].stopped
-        took, text = time.monotonic() - began, fault or _tail(log, start)
+        took = time.monotonic() - began
+        text = fault or end_of(log, _TAIL_BYTES, start).decode("utf-8", errors="replace")
         if code == EXIT_DONE or stopped:
             return Ended(trial, code, stopped, took, "stopped" if code != EXIT_DONE else None)
         return Ended(trial, code, stopped, took, why(code, text), last_words(text))
@@ -141,13 +143,3 @@ def last_words(text: str) -> str | None:
 def say(line: str) -> None:
     """A line about the sweep, on stdout, at once."""
     print(line, flush=True)
-
-
-def _tail(log: Path, start: int) -> str:
-    try:
-        with open(log, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(start, size - _TAIL_BYTES))
-            return file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -13,7 +13,7 @@ from launch.slurm.verdict import Facts, decide, to_blame
 NODES = ["n0", "n1"]
 SUBMISSION = Submission(job_id="7", name="sft-dist:run", cluster="c.yaml", nodes=2, tasks_per_node=1, strategy="ddp",
                         threads=1, submitted="2026-11-25T17:00:00Z", requeue_max=100)  # fmt: skip
-FACTS = Facts(code=1, step=40, ranks=(), world=2, nodes=NODES, silent=(), cancelled=False, preempted=False,
+FACTS = Facts(code=1, step=40, ranks=(), silent=(), cancelled=False, preempted=False,
               seconds_left=30_000.0, spare_nodes=2)  # fmt: skip
 
 
