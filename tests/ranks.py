@@ -48,3 +48,20 @@ def _start(
     words = [sys.executable, *command]
     code = run_ranks([Rank(rank, words, one, logs[rank]) for rank, one in enumerate(environments)])
     assert code == 0, "\n".join(log.read_text()[-3000:] for log in logs)
+
+
+def workers_under(launcher: int) -> list[int]:
+    """The processes that train, of a launcher on this machine, by rank; one that ends meanwhile is none."""
+    try:
+        children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid for pid in map(int, children) if "sft_dist" in words_of(pid)]
+
+
+def words_of(pid: int) -> list[str]:
+    """The command line of a process, empty of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []

@@ -19,7 +19,7 @@ import yaml
 from sft_dist.checkpoints import folder as folders
 from tests import tiny
 from tests.outcome import numbers, weights_hash
-from tests.ranks import do_runs
+from tests.ranks import do_runs, workers_under
 from tests.recipes import (
     environment,
     hear_interrupts,
@@ -77,8 +77,7 @@ class Run:
 
     def ranks(self) -> list[int]:
         """The processes that train, by rank."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"sft_dist" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+        return workers_under(self.process.pid)
 
     def ends(self) -> int:
         return self.process.wait(LIMIT)
@@ -89,6 +88,14 @@ class Run:
     def faults(self) -> list[str]:
         """The lines of the launcher and of the ranks that were meant for people."""
         return [line for line in self.said().splitlines() if line.startswith("sft-dist: ")]
+
+
+def maps_of(pid: int) -> str:
+    """What a process has mapped, nothing of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return ""
 
 
 def stopped_at(run: Run) -> int:
@@ -125,7 +132,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_that_can_begin(tmp_path: Pa
     small_recipe(tmp_path, model)
     run = Run(tmp_path, *LONG)
     # The libraries are being loaded.
-    run.until(lambda: any("libtorch" in Path(f"/proc/{rank}/maps").read_text() for rank in run.ranks()))
+    run.until(lambda: any("libtorch" in maps_of(rank) for rank in run.ranks()))
     run.process.send_signal(signal.SIGTERM)
     assert run.ends() == 75, run.said()[-3000:]
     assert "stopped by SIGTERM outside of the training" in run.said() and "Traceback" not in run.said()

@@ -16,6 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests import tiny
+from tests.ranks import workers_under
 from tests.recipes import environment, records, sft_dist, small_recipe
 from tests.wandb_files import handed_over
 
@@ -32,8 +33,7 @@ def logged(run: Path) -> list[int]:
 
 def rank_of(launcher: int) -> int:
     """The process that trains, of a launcher with one rank."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    (rank,) = [int(pid) for pid in children if b"sft_dist" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    (rank,) = workers_under(launcher)
     return rank
 
 
