@@ -44,7 +44,7 @@ Location = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser
 SOURCE_NAME = "^[A-Za-z0-9_-]+$"
 SourceName = Annotated[str, Field(pattern=SOURCE_NAME)]
 _NAMED = Field(json_schema_extra={"additionalProperties": False, "minProperties": 1})
-RecordFormat = Literal["auto", "conversations", "messages", "prompt_completion", "instruction", "text"]
+RecordFormat = Literal["auto", "conversations", "messages", "prompt_completion", "instruction", "text", "preference"]
 # numpy takes no larger seed.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Strategy = Literal[
