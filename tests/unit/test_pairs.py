@@ -173,7 +173,7 @@ def test_sides_that_a_template_makes_equal_are_a_fault(tmp_path: Path) -> None:
     tokenizer.chat_template = tiny.CHATML.replace(
         "message['content']", "(message['content'] | replace('\u2003b', '\u00a0'))"
     )
-    with pytest.raises(DataError, match="pairs.jsonl:1: chosen and rejected are equal as tokens"):
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: chosen and rejected are equal as tokens"):
         prepare_pairs(recipe, load_template(tokenizer, recipe.data), 64)
 
 
