@@ -30,7 +30,7 @@ def combinations(recipe: Recipe, unsure: Collection[str] = ()) -> list[Finding]:
 
     `unsure` are keys whose value is not known to be meant: rules that look at one of them are left out.
     """
-    from sft_dist import combinations_survival  # noqa: F401 (its rules count when it is read)
+    from sft_dist import combinations_stages, combinations_survival  # noqa: F401 (their rules count when they are read)
 
     return [found for keys, judge in RULES if not set(keys) & set(unsure) for found in judge(recipe)]
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -22,6 +21,9 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
 )
+
+from sft_dist.config_base import NAMED, Location, Name, Section, Seed, SourceName
+from sft_dist.config_stages import DPOSection, PPOSection, RewardSection
 
 TRACKERS = ("wandb", "tensorboard")
 
@@ -38,15 +40,9 @@ def _whole(value: float) -> float:
     return int(value) if value >= 1 and value == int(value) else value
 
 
-Name = Annotated[str, Field(min_length=1)]
-Location = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
-# A name in dotted keys, so without dots.
-SOURCE_NAME = "^[A-Za-z0-9_-]+$"
-SourceName = Annotated[str, Field(pattern=SOURCE_NAME)]
-_NAMED = Field(json_schema_extra={"additionalProperties": False, "minProperties": 1})
-RecordFormat = Literal["auto", "conversations", "messages", "prompt_completion", "instruction", "text", "preference"]
-# numpy takes no larger seed.
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+RecordFormat = Literal[
+    "auto", "conversations", "messages", "prompt_completion", "instruction", "text", "preference", "prompt"
+]
 Strategy = Literal[
     "auto", "single", "ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "zero3_hpz",
     "fsdp2", "fsdp2_hybrid",
@@ -57,14 +53,6 @@ Trackers = Annotated[
     BeforeValidator(trackers, json_schema_input_type=list[Literal["wandb", "tensorboard"]]
                     | Literal["none", "all", "wandb", "tensorboard"]),
 ]  # fmt: skip
-
-
-class Section(BaseModel):
-    """What all sections share: unknown keys are refused and every field carries its description."""
-
-    model_config = ConfigDict(
-        extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class ModelSection(Section):
@@ -121,7 +109,7 @@ class DataSection(Section):
     """Branch, tag or commit of a hub data set."""
     dataset_train_split: Name = "train"
     """Split that is trained on."""
-    mixture: Annotated[dict[SourceName, MixtureSource], _NAMED] | None = None
+    mixture: Annotated[dict[SourceName, MixtureSource], NAMED] | None = None
     """Several sources in place of `data.dataset_name`, each under a name of yours and with keys of its own."""
     mixture_temperature: PositiveFloat = 1.0
     """Shares are in proportion to weight ** (1 / temperature): 1 keeps the weights, a high one makes shares equal."""
@@ -298,7 +286,9 @@ class CheckpointSection(Section):
     """Write while the training goes on, from a copy in memory; off: without the copy, and the training waits."""
     max_failures: PositiveInt = 3
     """Checkpoints in a row that may fail to be written (disk full, file system away) before the run stops."""
-    signals: list[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]
+    signals: list[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = Field(
+        default=["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]
+    )
     """Signals at which a run saves and stops, with exit code 75; of the others the system's meaning is left."""
     grace: PositiveFloat = 60.0
     """Seconds from such a signal to the end of the run."""
@@ -352,11 +342,14 @@ class EvalSection(Section):
 class Recipe(Section):
     """A whole run: one recipe file plus the overrides of the command line."""
 
-    stage: Literal["sft"] = "sft"
+    stage: Literal["sft", "reward", "dpo", "ppo"] = "sft"
     """Which training is done."""
     model: ModelSection
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
+    reward: RewardSection = Field(default_factory=RewardSection)
+    dpo: DPOSection = Field(default_factory=DPOSection)
+    ppo: PPOSection = Field(default_factory=PPOSection)
     peft: PeftSection = Field(default_factory=PeftSection)
     parallel: ParallelSection = Field(default_factory=ParallelSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)

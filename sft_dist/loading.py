@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from sft_dist import adapters, fsdp2, straight
 from sft_dist.backend import Backend
 from sft_dist.config import Recipe
+from sft_dist.heads import Head, auto_class, draw_head, is_head, prepared_config
 from sft_dist.models import load_config, load_model
 from sft_dist.shape import whole_weights
 from sft_dist.tensor_files import TensorFiles, tensor_files
@@ -19,7 +19,7 @@ from sft_dist.tensor_files import TensorFiles, tensor_files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sft_dist.trainers.sft import World
+    from sft_dist.world import World
 
 
 def load_trained_model(
@@ -30,20 +30,23 @@ def load_trained_model(
     world: World,
     bf16: bool,
     say: Callable[[str], None],
+    head: Head = "causal",
 ) -> Any:
     """The model of a recipe, with an adapter where it has one, sharded where the backend shards weights.
 
+    `head`: of a causal language model, or that of a reward model, which is drawn where the files have none.
     All ranks call it together, when the process group is there. Raises :class:`UserError`.
     """
     _set_up(backend)
-    found = _straight(path, recipe, tokenizer, backend)
+    found = _straight(path, recipe, tokenizer, backend, head)
     if isinstance(found, _Straight):
         model = (_fsdp2 if backend.kind == "fsdp2" else _zero3)(found, recipe, backend, world, bf16)
-        _generation_config(model, path, recipe)
+        if head == "causal":
+            _generation_config(model, path, recipe)
     else:
         if found:
             say(f"weights: each process reads all of them first ({found})")
-        model = _whole(path, recipe, tokenizer, backend, world, bf16)
+        model = _whole(path, recipe, tokenizer, backend, world, bf16, head)
     adapters.draw(model, recipe.train.seed)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -73,7 +76,9 @@ class _Straight:
     make: Callable[[], Any]
 
 
-def _straight(path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, backend: Backend) -> _Straight | str:
+def _straight(
+    path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, backend: Backend, head: Head
+) -> _Straight | str:
     """That, or why it cannot be; an empty reason where nothing is sharded."""
     if not backend.shards_weights:
         return ""
@@ -86,25 +91,25 @@ def _straight(path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, bac
     files = tensor_files(path, recipe.model.model_revision)
     if files is None:
         return "they are no safetensors"
-    make = _maker(path, recipe)
+    make = _maker(path, recipe, head)
     with whole_weights():
         model = straight.build(make, straight.without_values())
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         return "the embeddings grow with the tokenizer"
-    place = straight.places(model, files)
+    place = straight.places(model, files, optional=is_head if head == "reward" else None)
     if place is None:
         return "their names in the files are not those of the model"
     return _Straight(files, place, model, make)
 
 
-def _maker(path: str, recipe: Recipe) -> Callable[[], Any]:
-    config = load_config(path, recipe.model)
+def _maker(path: str, recipe: Recipe, head: Head) -> Callable[[], Any]:
+    config = prepared_config(load_config(path, recipe.model), head)
     options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype)}
     if recipe.model.attn_implementation:
         options["attn_implementation"] = recipe.model.attn_implementation
 
     def make() -> Any:
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code, **options)
+        return auto_class(head).from_config(config, trust_remote_code=recipe.model.trust_remote_code, **options)
 
     return make
 
@@ -115,6 +120,7 @@ def _fsdp2(found: _Straight, recipe: Recipe, backend: Backend, world: World, bf1
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     fsdp2.materialize(model, device)
     straight.fill_fsdp2(model.named_parameters(), found.files, found.place)
+    draw_head(_headless(model, found), recipe.train.seed)
     return model
 
 
@@ -127,17 +133,25 @@ def _zero3(found: _Straight, recipe: Recipe, backend: Backend, _: World, __: boo
     with whole_weights(), prevent_arange_dtype_change():
         bare = straight.build(found.make, deepspeed.zero.Init(config_dict_or_path=settings))
     straight.fill_zero3(bare.named_parameters(), found.files, found.place)
+    draw_head(_headless(bare, found), recipe.train.seed)
     return adapters.wrap(bare, recipe.peft, backend)
 
 
+def _headless(model: Any, found: _Straight) -> list[tuple[str, Any]]:
+    """The weights of a head that the files do not have."""
+    named = model.named_parameters()
+    return [(n, p) for n, p in named if is_head(n) and straight.plain_name(n) not in found.place]
+
+
 def _whole(
-    path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, backend: Backend, world: World, bf16: bool
-) -> Any:
+    path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, backend: Backend, world: World, bf16: bool,
+    head: Head,
+) -> Any:  # fmt: skip
     quantized = None
     if recipe.peft.load_in_4bit:
         dtype = getattr(torch, recipe.model.dtype)
         quantized = adapters.quantization_config(recipe.peft, dtype, bf16, backend)
-    model = load_model(path, recipe.model, tokenizer, quantized)
+    model = load_model(path, recipe.model, tokenizer, quantized, head, recipe.train.seed)
     adapters.keep_quantised(model)
     model = adapters.wrap(model, recipe.peft, backend)
     if backend.kind == "fsdp2":

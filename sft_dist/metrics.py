@@ -160,7 +160,8 @@ def line(logs: dict[str, Any], step: int, steps: int) -> str | None:
                 parts.append(f"{name} {logs[key]:{form}}")
         return "  ".join(parts)
     if "eval_loss" in logs:
-        return f"{head}  held-out loss {logs['eval_loss']:.4f}  ppl {logs['eval_perplexity']:.3f}"
+        held_out = f"{head}  held-out loss {logs['eval_loss']:.4f}"
+        return f"{held_out}  ppl {logs['eval_perplexity']:.3f}" if "eval_perplexity" in logs else held_out
     return None
 
 

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
+_REWARD = ("ForSequenceClassification",)
 
 
-def causal_lm_fault(config: Mapping[str, Any]) -> str | None:
+def causal_lm_fault(config: Mapping[str, Any], head: str = "causal") -> str | None:
     """Why a configuration is that of no causal language model, or None.
 
-    The list of architectures decides: transformers would load a BERT as a causal model and say nothing.
+    The list of architectures decides: transformers would load a BERT as a causal model and say nothing. With `head`
+    "reward" a model that gives rewards will do, too.
     """
     names = config.get("architectures") or []
-    if not names or any(name.endswith(_CAUSAL) for name in names):
+    fitting = (*_CAUSAL, *_REWARD) if head == "reward" else _CAUSAL
+    if not names or any(name.endswith(fitting) for name in names):
         return None
     return f"not a causal language model ({', '.join(names)}); name one whose architecture ends in ForCausalLM"
 

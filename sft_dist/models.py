@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from sft_dist.config import ModelSection
 from sft_dist.errors import UserError
 from sft_dist.hardware import cpu_has_bf16
+from sft_dist.heads import Head, auto_class, draw_head, is_head, prepared_config
 from sft_dist.modelinfo import causal_lm_fault, max_positions
 
 if TYPE_CHECKING:
@@ -25,12 +26,16 @@ def load_model(
     model: ModelSection,
     tokenizer: PreTrainedTokenizerBase,
     quantized: BitsAndBytesConfig | None = None,
+    head: Head = "causal",
+    seed: int = 0,
 ) -> PreTrainedModel:
     """The model in `model.dtype` or `quantized`, its embeddings grown where the tokenizer has more tokens.
 
-    Weights come from safetensors only, unless `model.allow_pickle_weights`. Raises :class:`UserError`.
+    Weights come from safetensors only, unless `model.allow_pickle_weights`. `head`: see `load_trained_model`; one
+    that the files do not have is drawn by `seed`. Raises :class:`UserError`.
     """
-    if fault := causal_lm_fault(load_config(path, model).to_dict()):
+    config = load_config(path, model)
+    if fault := causal_lm_fault(config.to_dict(), head):
         raise UserError(f"{_KEY}: {path}: {fault}")
     options: dict[str, Any] = {"use_safetensors": None if model.allow_pickle_weights else True}
     if model.attn_implementation:
@@ -38,8 +43,10 @@ def load_model(
     if quantized is not None:
         options["quantization_config"] = quantized
     try:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        loaded, told = auto_class(head).from_pretrained(
             path,
+            config=prepared_config(config, head),
+            output_loading_info=True,
             revision=model.model_revision,
             trust_remote_code=model.trust_remote_code,
             dtype=getattr(torch, model.dtype),
@@ -47,10 +54,13 @@ def load_model(
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{_KEY}: {path}: {_why(error)}") from error
+    missing = set(told["missing_keys"])
+    draw_head([(n, p) for n, p in loaded.named_parameters() if is_head(n) and n in missing], seed)
     if len(tokenizer) > loaded.get_input_embeddings().num_embeddings:
         loaded.resize_token_embeddings(len(tokenizer))
     loaded.config.pad_token_id = tokenizer.pad_token_id
-    return loaded
+    found: PreTrainedModel = loaded
+    return found
 
 
 def load_config(path: str, model: ModelSection) -> Any:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from sft_dist.combinations import combinations
-from sft_dist.config import SOURCE_NAME, Recipe, Section, trackers
+from sft_dist.config import Recipe, trackers
+from sft_dist.config_base import SOURCE_NAME, Section
 from sft_dist.recipe_names import (
     SECTIONS,
     Unknown,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any, NamedTuple, get_args, get_origin
 
-from sft_dist.config import MixtureSource, Recipe, Section
+from sft_dist.config import MixtureSource, Recipe
+from sft_dist.config_base import Section
 from sft_dist.recipe_values import kinds
 
 SECTIONS: dict[str, type[Section]] = {

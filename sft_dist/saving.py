@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -16,8 +18,55 @@ from torch.distributed.tensor import DTensor
 from sft_dist.straight import own_tensors, plain_name, whole_shape
 from sft_dist.tensor_files import dealt_out, names_of_files, write_index
 
+if TYPE_CHECKING:
+    from sft_dist.stages import Setting
+    from sft_dist.world import World
+
 # Bytes of a file, and so about what a process holds for it. The hub's tools take files of any number.
 FILE_BYTES = 2 * 10**9
+
+
+def save_model(model: Any, setting: Setting) -> None:
+    """Write a trained model, or its adapter, under another name and give it its own when it is whole.
+
+    With its tokenizer. All ranks call it together.
+    """
+    final, world = setting.run.model, setting.world
+    unfinished = final.with_name("model.unfinished")
+    if world.is_main:
+        # Of a start that was killed here, under a strategy with other names of files.
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _wait(world)
+    write_model(model, unfinished, setting)
+    if world.is_main:
+        setting.tokenizer.save_pretrained(unfinished)
+    _wait(world)
+    if world.is_main:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(unfinished, final)
+    _wait(world)
+
+
+def write_model(model: Any, folder: Path, setting: Setting) -> None:
+    """Write a model, or its adapter, into a folder as it goes along. All ranks call it together."""
+    # DeepSpeed trains fp32 copies of weights in bf16, which lie in several processes even where weights do not.
+    if setting.backend.kind == "plain":
+        if setting.world.is_main:
+            model.save_pretrained(folder)
+        return
+    if hasattr(model, "peft_config"):
+        save_adapter(model, folder)
+        return
+    save_sharded(model, folder, getattr(torch, setting.recipe.model.dtype))
+    if setting.world.is_main:
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+
+
+def _wait(world: World) -> None:
+    if world.size > 1:
+        dist.barrier()
 
 
 @dataclass(frozen=True)

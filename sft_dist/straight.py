@@ -17,13 +17,15 @@ from sft_dist.tensor_files import TensorFiles, names_in_files
 _WRAPPED = re.compile(r"^base_model\.model\.|(?<=\.)(base_layer|original_module|modules_to_save\.default)\.")
 
 
-def places(model: Any, files: TensorFiles) -> dict[str, str] | None:
+def places(model: Any, files: TensorFiles, optional: Callable[[str], bool] | None = None) -> dict[str, str] | None:
     """The name in the files of each weight of a model, or None where files and model do not fit one to one.
 
-    Such models (renamed, split or fused weights) are read by transformers, which knows how.
+    Such models (renamed, split or fused weights) are read by transformers, which knows how. `optional`: whether the
+    files may lack a weight of this name.
     """
     state = own_tensors(model)
-    found = names_in_files(state, files, model.base_model_prefix)
+    names = [name for name in state if not (optional and optional(name) and name not in files)]
+    found = names_in_files(names, files, model.base_model_prefix)
     if found is None or any(whole_shape(state[name]) != files.shape(place) for name, place in found.items()):
         return None
     return found

@@ -28,7 +28,8 @@ from sft_dist.packing_choice import packed_length, packed_line, packed_way
 from sft_dist.render.wording import count
 
 if TYPE_CHECKING:
-    from sft_dist.trainers.sft import SFTTrainer, World
+    from sft_dist.trainers.sft import SFTTrainer
+    from sft_dist.world import World
 
 Say = Callable[[str], None]
 
@@ -46,9 +47,9 @@ def prepared_rows(
     return TrainingRows(stand_in, Account()), prepare_test(recipe, template, limit)
 
 
-def data_lines(train: TrainingRows, held_out: Prepared | None, template: ChatTemplate) -> list[str]:
+def data_lines(train: TrainingRows, held_out: Prepared | None) -> list[str]:
     """What the data came to, in lines for people."""
-    lines = [f"template: {template.origin}"]
+    lines = []
     several = len(train.parts) > 1
     parts = [(f"train {name}" if several else "train", account) for name, account in train.parts.items()]
     parts += [("held out", held_out.account)] if held_out is not None else []

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, N
 from launch.devices import Gpu
 from launch.slurm.commands import minutes
 from launch.typed_yaml import read_typed
-from sft_dist.config import Location, Name, Section
+from sft_dist.config_base import Location, Name, Section
 from sft_dist.errors import UserError
 from sft_dist.rundir import SECRET
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from launch.slurm.profile import ContainerSection, Profile, RequeueSection
-from sft_dist.config import Section
+from sft_dist.config_base import Section
 from sft_dist.recipe_docs import table
 
 DOCUMENT_FILE = Path("docs/slurm.md")

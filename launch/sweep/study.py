@@ -14,7 +14,8 @@ from launch import recipe_files
 from launch.sweep import space
 from launch.sweep.space import Parameter, Range
 from launch.typed_yaml import read_keys, read_typed
-from sft_dist.config import Location, MixtureSource, Name, Section, Seed
+from sft_dist.config import MixtureSource
+from sft_dist.config_base import Location, Name, Section, Seed
 from sft_dist.errors import UserError
 from sft_dist.recipe_bind import field_at
 from sft_dist.recipe_names import (

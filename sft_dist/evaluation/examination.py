@@ -6,9 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-from transformers import TrainerCallback
+from typing import TYPE_CHECKING
 
 from sft_dist.config import Recipe
 from sft_dist.data.account import Account
@@ -85,26 +83,6 @@ class Examination:
         mine = answer(model, self.template, [self.prompts[i][0] for i in numbers], self.settings, self.limit)
         every = gather_object(list(zip(numbers, mine, strict=True)))
         return [text for _, text in sorted(every)]
-
-
-class BeforeTraining(TrainerCallback):  # type: ignore[misc]
-    """Takes the examination when the trainer has wrapped the model, and before its first step.
-
-    Not before `train()`: accelerate then marks the bare model as prepared and does not wrap it for data
-    parallelism later, so that every rank silently trains a model of its own (transformers 5.24).
-    A resumed run keeps the result of its first start.
-    """
-
-    def __init__(self, examination: Examination, run: RunDir) -> None:
-        self.examination = examination
-        self.run = run
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.examination.settings.enabled and state.global_step == 0:
-            result = self.examination.take("before")
-            if result is not None and state.is_world_process_zero:
-                write_text(self.run.before, json.dumps(asdict(result), indent=2) + "\n")
-        self.examination.trainer.throughput.start()
 
 
 def before(run: RunDir) -> Result | None:

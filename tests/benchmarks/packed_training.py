@@ -30,7 +30,8 @@ from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.models import load_model, use_bf16
 from sft_dist.packing_choice import packed_way
 from sft_dist.rundir import RunDir
-from sft_dist.trainers.sft import SFTTrainer, World, sft_config
+from sft_dist.trainers.sft import SFTTrainer, sft_config
+from sft_dist.world import World
 
 Batch = dict[str, Any]
 

@@ -32,7 +32,8 @@ from sft_dist.metrics import flops_per_token, peak_memory_bytes
 from sft_dist.models import load_model
 from sft_dist.packing_choice import packed_way
 from sft_dist.rundir import RunDir
-from sft_dist.trainers.sft import SFTTrainer, World, sft_config
+from sft_dist.trainers.sft import SFTTrainer, sft_config
+from sft_dist.world import World
 from tests.benchmarks import corpus
 from tests.benchmarks.sft_cells import Case, Counts, Way, case_of, counts_of, figures, seen_length
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import create_model
 
-from sft_dist.config import Recipe, Section, TrainSection
+from sft_dist.config import Recipe, TrainSection
+from sft_dist.config_base import Section
 from sft_dist.errors import UserError
 from sft_dist.identity import differences, recipe_hash, refuse_other_run
 from sft_dist.recipe import dump_recipe, load_recipe

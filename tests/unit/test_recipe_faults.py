@@ -14,7 +14,7 @@ from tests.recipe_texts import MINIMAL, faults, section, train
 
 # Files that are no recipe
 
-SECTIONS_TOLD = "stage, model, data, train, peft, parallel, checkpoint, guard, output, eval"
+SECTIONS_TOLD = "stage, model, data, train, reward, dpo, ppo, peft, parallel, checkpoint, guard, output, eval"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_an_unknown_key_names_the_one_that_was_meant(where: str, key: str, said:
         ("train.seed", "no such section; write seed under `train:`"),
         (
             "zzz",
-            "no such section; a recipe has stage, model, data, train, peft, parallel, checkpoint, guard, output, eval",
+            f"no such section; a recipe has {SECTIONS_TOLD}",
         ),
     ],
 )
@@ -241,7 +241,8 @@ def test_a_section_must_have_keys() -> None:
 
 
 def test_the_stage_is_one_that_exists() -> None:
-    assert faults("stage: stf\n" + MINIMAL) == ["r.yaml:1: stage: expected sft, got 'stf', did you mean sft"]
+    told = "expected one of sft, reward, dpo, ppo, got 'stf', did you mean sft"
+    assert faults("stage: stf\n" + MINIMAL) == [f"r.yaml:1: stage: {told}"]
 
 
 def test_what_is_missing_is_named_with_what_to_write() -> None:

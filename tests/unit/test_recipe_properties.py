@@ -12,7 +12,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sft_dist.config import SOURCE_NAME, MixtureSource, Recipe
+from sft_dist.config import MixtureSource, Recipe
+from sft_dist.config_base import SOURCE_NAME
 from sft_dist.errors import RecipeError
 from sft_dist.recipe import dump_recipe, load_recipe, recipe_hash
 from sft_dist.recipe_names import SECTIONS

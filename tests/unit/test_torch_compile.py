@@ -10,7 +10,8 @@ from sft_dist.backend import STRATEGIES
 from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 from sft_dist.rundir import RunDir
-from sft_dist.trainers.sft import World, sft_config
+from sft_dist.trainers.sft import sft_config
+from sft_dist.world import World
 
 
 def config_of(folder: Path, strategy: str) -> object:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from launch.typed_yaml import read_typed
-from sft_dist.config import Section
+from sft_dist.config_base import Section
 from sft_dist.errors import UserError
 
 

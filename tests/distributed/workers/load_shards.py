@@ -20,7 +20,8 @@ from sft_dist.process import leave_process_group, quiet_libraries, settle_accele
 from sft_dist.recipe import load_recipe
 from sft_dist.rundir import RunDir
 from sft_dist.saving import save_sharded
-from sft_dist.trainers.sft import World, sft_config
+from sft_dist.trainers.sft import sft_config
+from sft_dist.world import World
 
 
 def own_bytes() -> int:
