@@ -76,7 +76,7 @@ def _pairs(split: str) -> tuple[dict[str, object], ...]:
         by_form.setdefault(_form(text), []).append(_Answer(text, _documented(name), family))
     for answers in by_form.values():
         answers.sort(key=lambda answer: (len(answer.text), answer.text))
-    pairs = []
+    pairs: list[dict[str, object]] = []
     for name, family, ((question, text), *_) in records:
         found = _rejected(name, family, text, by_form[_form(text)])
         if found is not None:
