@@ -94,7 +94,7 @@ def _one_reference(recipe: Recipe) -> Iterator[Finding]:
 def _no_adapter_on_the_head(recipe: Recipe) -> Iterator[Finding]:
     modules = recipe.peft.lora_target_modules
     if recipe.stage == "dpo" and isinstance(modules, list) and "lm_head" in modules:
-        yield "peft.lora_target_modules", "log-probabilities are taken from lm_head itself, past an adapter; leave it out"
+        yield "peft.lora_target_modules", "lm_head is read past an adapter, which would never learn; leave it out"
 
 
 @rule("stage", "parallel.offload_nvme_path", "dpo.precompute_ref_log_probs", "peft.use_peft")

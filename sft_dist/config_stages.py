@@ -35,7 +35,7 @@ class DPOSection(Section):
 
     beta: PositiveFloat = 0.1
     """How closely the model is held to the reference: higher is closer. For `ipo` it is the paper's tau."""
-    loss_type: LossTypes = ["sigmoid"]
+    loss_type: LossTypes = Field(default=["sigmoid"])
     """The loss, or several that are summed (see docs/dpo.md for the formulas)."""
     loss_weights: Annotated[list[float], Field(min_length=1)] | None = None
     """The weight of each of several losses; unset: 1 each."""
@@ -59,8 +59,8 @@ class DPOSection(Section):
     ref_model_revision: Name = "main"
     """Branch, tag or commit of a hub reference."""
     precompute_ref_log_probs: bool = False
-    """Compute the reference's log-probabilities once, beforehand, and keep them in the cache, so that no reference takes
-    memory while training."""
+    """Compute the reference's log-probabilities once, beforehand, and keep them in the cache: no reference takes memory
+    while training."""
     precompute_ref_batch_size: PositiveInt | None = None
     """Pairs per process that are given to the reference at once; unset: `train.per_device_train_batch_size`."""
 

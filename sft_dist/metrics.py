@@ -167,6 +167,8 @@ def line(logs: dict[str, Any], step: int, steps: int) -> str | None:
 
 _SHOWN = (
     ("perplexity", "ppl", ".3f"),
+    ("rewards/accuracies", "acc", ".1%"),
+    ("rewards/margins", "margin", "+.4f"),
     ("learning_rate", "lr", ".2e"),
     ("grad_norm", "grad", ".3f"),
     ("tokens_per_second", "tok/s", ",.0f"),

@@ -119,7 +119,7 @@ def _digest_of_weights(path: str, revision: str) -> str:
     found = xxhash.xxh3_128()
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     for file in (folder / "config.json", *files):
-        found.update(file.name)
+        found.update(file.name.encode())
         with file.open("rb") as opened:
             while chunk := opened.read(_CHUNK):
                 found.update(chunk)
@@ -127,13 +127,13 @@ def _digest_of_weights(path: str, revision: str) -> str:
 
 
 def _digest_of_rows(rows: Dataset) -> str:
-    found = xxhash.xxh3_128(str(len(rows)))
+    found = xxhash.xxh3_128(str(len(rows)).encode())
     for batch in rows.select_columns(["prompt_ids", *_SIDES]).with_format("arrow").iter(10_000):
         for name in batch.column_names:
             for chunk in batch[name].chunks:
                 # Of a slice, only what it shows.
-                found.update(np.ascontiguousarray(chunk.value_lengths().to_numpy()))
-                found.update(np.ascontiguousarray(chunk.flatten().to_numpy()))
+                found.update(chunk.value_lengths().to_numpy().tobytes())
+                found.update(chunk.flatten().to_numpy().tobytes())
     return found.hexdigest()
 
 
@@ -160,9 +160,8 @@ def _compute(
         values = np.lib.format.open_memmap(unfinished, "w+", np.float32, (int(starts[-1, -1]),)) if writes else None
         for mine in _asked(rows, reference, setting, device):
             for found in together.every(mine):
-                for number, (chosen, rejected) in found if values is not None else ():
-                    first, middle, last = starts[number]
-                    values[first:middle], values[middle:last] = chosen, rejected
+                if values is not None:
+                    _fill(values, starts, found)
         if values is not None:
             values.flush()
             os.replace(unfinished, file)
@@ -174,6 +173,12 @@ def _compute(
                 "some, or name another folder in SFT_DIST_CACHE"
             ) from error
         raise
+
+
+def _fill(values: Any, starts: Ints, found: Found) -> None:
+    for number, (chosen, rejected) in found:
+        first, middle, last = starts[number]
+        values[first:middle], values[middle:last] = chosen, rejected
 
 
 Found = list[tuple[int, tuple[NDArray[np.float32], NDArray[np.float32]]]]

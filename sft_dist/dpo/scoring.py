@@ -73,7 +73,7 @@ class Scored:
         """Sum over the tokens of each chosen completion of (log policy / reference)^2 / 2, (B,).
 
         Schulman's estimator k2 of the KL divergence (http://joschu.net/blog/kl-approx.html), over tokens of the data
-        where it wants tokens drawn from the policy: it is 0 where the two agree, and tells how far they have moved apart.
+        where it wants tokens drawn from the policy: it is 0 where the two agree, and tells how far they are apart.
         """
         apart = (self.policy - self.reference)[: len(self)].detach()
         return apart.pow(2).sum(1) / 2
@@ -113,7 +113,7 @@ def confidences(scored: Scored, log_sum_squares: torch.Tensor) -> torch.Tensor:
 def divergence(policy: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The sum over the tokens of each row of KL(policy || reference), over the whole vocabulary, (rows,) in nats.
 
-    `policy`, `reference`: logits, (rows, T, vocabulary); `mask`: which tokens count, (rows, T), the first not looked at.
+    `policy`, `reference`: logits, (rows, T, vocabulary); `mask`: which tokens count, (rows, T), the first of them aside.
     """
     sums = []
     for ours, theirs, counted in zip(policy[:, :-1], reference[:, :-1], mask[:, 1:].bool(), strict=True):

@@ -74,4 +74,8 @@ def stage_of(setting: Setting) -> Stage:
         from sft_dist.stages.sft import SFTStage
 
         return SFTStage(setting)
+    if setting.recipe.stage == "dpo":
+        from sft_dist.stages.dpo import DPOStage
+
+        return DPOStage(setting)
     raise NotImplementedError(setting.recipe.stage)

@@ -57,11 +57,13 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
 
     def __init__(self, model: PreTrainedModel, args: trl.DPOConfig, rows: Dataset, held_out: Dataset | None,
                  tokenizer: PreTrainedTokenizerBase, backend: Backend, settings: DPOSection,
-                 tables: tuple[Table, ...] = ()) -> None:  # fmt: skip
-        """`tables`: the reference's log-probabilities of the rows, and of those held out, computed beforehand."""
+                 reference: Reference | None, tables: tuple[Table, ...] = ()) -> None:  # fmt: skip
+        """`tables`: the reference's log-probabilities of the rows, and of those held out, computed beforehand.
+
+        `reference`: what is asked for them where there are no tables, and for its logits if it is there.
+        """
         self.begin_counting(backend)
-        self.settings, self._rows, self._tables = settings, rows, tables
-        self.reference: Reference | None = None
+        self.settings, self._rows, self._tables, self.reference = settings, rows, tables, reference
         self._in_step = (1.0, 1.0)
         token = tokenizer.pad_token_id
         if held_out is not None:
@@ -102,10 +104,6 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
     def _means(self, prediction: EvalPrediction) -> dict[str, Any]:
         return held_out_means(torch.as_tensor(prediction.predictions), self.settings)
 
-    def refer_to(self, reference: Reference | None) -> None:
-        """Settle what is asked for the reference's log-probabilities, and for its logits where it is there for that."""
-        self.reference = reference
-
     def arrange(self, arrangement: Arrangement) -> None:
         """Settle what is trained on, before `train()`."""
         # Two sides of a pair, of which the longer one is known.
@@ -141,7 +139,7 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
         return batches, items
 
     def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool) -> torch.Tensor:
-        """This micro-batch's part in the loss of the global batch, times the ranks, over which gradients are averaged."""
+        """This micro-batch's part in the loss of the global batch, times the ranks: gradients are averaged over them."""
         assert not return_outputs
         settings = self.settings
         # First, so that nothing comes between the policy's passes forward and back.
@@ -157,7 +155,8 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
             loss = loss + self.router_aux_loss_coef * out.aux_loss * len(scored) / pairs
         of_tokens = {name: getattr(out, name)[real] for name in ("entropy", "mean_logits", "is_top1")}
         self.sums.add(scored, settings.beta, of_tokens)
-        return loss * self.args.world_size
+        whole: torch.Tensor = loss * self.args.world_size
+        return whole
 
     def _confidences(self, scored: Scored, out: Any, real: torch.Tensor | slice = slice(None)) -> torch.Tensor | None:
         return confidences(scored, out.log_sum_sq_probs[real].detach()) if self.settings.use_weighting else None
@@ -165,7 +164,7 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
     def _reference_log_probs(self, inputs: Batch) -> torch.Tensor:
         if "ref_log_probs" in inputs:
             return inputs["ref_log_probs"]
-        assert self.reference is not None, "refer_to() comes before train()"
+        assert self.reference is not None, "neither a reference nor tables"
         return self.reference.log_probs(inputs)
 
     def prediction_step(

@@ -42,9 +42,7 @@ def by_hand(kind: str, p: dict[str, Floats], s: DPOSection) -> Floats:
         "ipo": lambda: (apart - 1 / (2 * beta)) ** 2,
         "robust": lambda: (-(1 - eps) * np.log(sigma(h)) + eps * np.log(sigma(-h))) / (1 - 2 * eps),
         "exo_pair": lambda: sigma(h) * np.log(sigma(h) / (1 - eps)) + sigma(-h) * np.log(sigma(-h) / eps),
-        "nca_pair": lambda: (
-            -np.log(sigma(beta * c)) - 0.5 * np.log(sigma(-beta * c)) - 0.5 * np.log(sigma(-beta * r))
-        ),
+        "nca_pair": lambda: -np.log(sigma(beta * c)) - 0.5 * np.log(sigma(-beta * c)) - 0.5 * np.log(sigma(-beta * r)),
         "bco_pair": lambda: -np.log(sigma(beta * c)) - np.log(sigma(-beta * r)),
         "sppo_hard": lambda: (c - 1 / (2 * beta)) ** 2 + (r + 1 / (2 * beta)) ** 2,
         "apo_zero": lambda: 1 - sigma(beta * c) + sigma(beta * r),
