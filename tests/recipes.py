@@ -65,6 +65,30 @@ def small_recipe(folder: Path, model: Path, records: int = 45) -> Path:
     )
 
 
+def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
+    """Preference records whose sides are of very uneven lengths; the last word tells them apart."""
+    draw = random.Random(seed)
+    words = "the quick brown fox jumps over a lazy dog and returns a list of strings".split()  # noqa: SIM905
+
+    def text(most: int) -> str:
+        return " ".join(draw.choices(words, k=draw.randint(1, most)))
+
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(count):
+            sides = {side: f"{text(draw.choice([3, 40]))} {last}" for side, last in (("chosen", "x"), ("rejected", "y"))}
+            file.write(json.dumps({"prompt": text(8), **sides}) + "\n")
+    return path
+
+
+def small_pair_recipe(folder: Path, model: Path, stage: str = "dpo", pairs: int = 21) -> Path:
+    """As `small_recipe`, of a stage that learns from preferences."""
+    recipe = small_recipe(folder, model, records=1)
+    write_pairs(folder / "train.jsonl", pairs)
+    write_pairs(folder / "test.jsonl", 7, seed=1)
+    recipe.write_text(recipe.read_text().replace("stage: sft", f"stage: {stage}"))
+    return recipe
+
+
 def environment(folder: Path) -> dict[str, str]:
     """The environment of a command under test: the checkout on the path, caches of its own."""
     return {

@@ -113,7 +113,7 @@ def confidences(scored: Scored, log_sum_squares: torch.Tensor) -> torch.Tensor:
 def divergence(policy: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The sum over the tokens of each row of KL(policy || reference), over the whole vocabulary, (rows,) in nats.
 
-    `policy`, `reference`: logits, (rows, T, vocabulary); `mask`: which tokens count, (rows, T), the first of them aside.
+    `policy`, `reference`: logits, (rows, T, vocabulary); `mask`: which tokens count, (rows, T).
     """
     sums = []
     for ours, theirs, counted in zip(policy[:, :-1], reference[:, :-1], mask[:, 1:].bool(), strict=True):

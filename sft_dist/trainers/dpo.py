@@ -139,7 +139,7 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
         return batches, items
 
     def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool) -> torch.Tensor:
-        """This micro-batch's part in the loss of the global batch, times the ranks: gradients are averaged over them."""
+        """This micro-batch's part in the global batch's loss, times the ranks: gradients are averaged over them."""
         assert not return_outputs
         settings = self.settings
         # First, so that nothing comes between the policy's passes forward and back.
