@@ -20,10 +20,13 @@ _SHOWN: tuple[tuple[str, str, Literal["higher", "lower"] | None], ...] = (
     ("kl", "KL to the reference, nats a token", None),
     ("kl_k2", "KL by k2, nats a token", None),
 )
+_NAMES = tuple(name for name, _, _ in _SHOWN)
 
 
 class PairExamination(Examination):
     """Measures on held-out pairs; perplexity and loss are those of the chosen responses."""
+
+    curve_unit = "DPO loss"
 
     def prompts_of(self, rows: Any, most: int) -> list[tuple[Conversation, str]]:
         """The first prompts that are no plain text, each with the chosen answer."""
@@ -39,7 +42,7 @@ class PairExamination(Examination):
     def result(self, found: Mapping[str, float], answers: list[str]) -> Result:
         """As the base class."""
         measure = Measure(found["perplexity"], found["nll"], int(found["tokens"]), int(found["records"]))
-        return Result(measure, answers, {name: found[name] for name, _, _ in _SHOWN if name in found})
+        return Result(measure, answers, {name: found[name] for name in ("nll", *_NAMES) if name in found})
 
     def figures(self, first: Result | None, last: Result | None) -> tuple[Figure, ...]:
         """As the base class."""

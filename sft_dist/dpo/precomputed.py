@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sft_dist.checkpoints.together import Together
 from sft_dist.data.arrangement import document_lengths
+from sft_dist.data.order import FILLER
 from sft_dist.dpo.batch import Batch, PairCollator, PairRows
 from sft_dist.dpo.reference import Reference, load_reference, reference_path, refuse_other_model
 from sft_dist.errors import DataError
@@ -195,7 +196,7 @@ def _asked(rows: Dataset, reference: Reference, setting: Setting, device: torch.
     mine: Found = []
     for turn, first in enumerate(range(0, len(batches), world), start=1):
         numbers = batches[first + rank].tolist() if first + rank < len(batches) else []
-        batch = collate([source[number] for number in numbers] or [source.filler])
+        batch = collate([source[(number,)] for number in numbers] or [source[FILLER]])
         said = reference.log_probs({name: tensor.to(device) for name, tensor in batch.items()}).cpu()
         mine += _sides(numbers, said, batch)
         if turn % _ROUNDS == 0:

@@ -19,7 +19,7 @@ from sft_dist.dpo.likeness import other_model, other_vocabulary
 from sft_dist.dpo.scoring import log_probs
 from sft_dist.errors import UserError
 from sft_dist.loading import load_trained_model
-from sft_dist.models import load_config
+from sft_dist.models import load_config, switch_dropout_off
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -116,7 +116,7 @@ def load_reference(setting: Setting, args: TrainingArguments) -> FullReference:
     model = load_trained_model(path, recipe, setting.tokenizer, backend, setting.world, setting.bf16, setting.say)
     model.requires_grad_(False)
     model.eval()
-    disable_dropout(model)
+    switch_dropout_off(model)
     add_fused_lm_head(model)
     if backend.kind == "deepspeed" and backend.stage == 3:
         model = _zero3(model, args)
@@ -147,19 +147,6 @@ def refuse_other_model(setting: Setting) -> None:
     fault = fault or other_vocabulary(setting.tokenizer.get_vocab(), tokenizer.get_vocab(), policy)
     if fault:
         raise UserError(f"dpo.ref_model: {name}: {fault}")
-
-
-def disable_dropout(model: torch.nn.Module) -> None:
-    """Have a model draw nothing.
-
-    Some architectures, OPT among them, keep the rates as numbers of their own modules and not in a `Dropout`.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if isinstance(value, float) and name.endswith(("dropout", "_pdrop", "layerdrop", "dropout_p")):
-                setattr(module, name, 0.0)
 
 
 def _recipe_of_reference(recipe: Recipe) -> Recipe:

@@ -75,6 +75,7 @@ class Comparison:
     answers: tuple[Answer, ...]
     facts: tuple[tuple[str, str], ...]
     curve: Curve | None = None
+    curve_unit: str = "loss (nats per token)"
     figures: tuple[Figure, ...] = ()
 
 

@@ -22,7 +22,9 @@ def comparison_page(comparison: Comparison) -> str:
     about = [("model", comparison.model), ("data", comparison.dataset)]
     body = [header(comparison.title, about), "<h2>Held-out perplexity</h2>", *_figures(comparison)]
     body += _further(comparison)
-    curve = comparison.curve and learning_curve_svg(comparison.curve.train, comparison.curve.held_out)
+    curve = comparison.curve and learning_curve_svg(
+        comparison.curve.train, comparison.curve.held_out, comparison.curve_unit
+    )
     if curve:
         body += ["<h2>Learning curve</h2>", curve]
     body.append("<h2>Answers to held-out prompts</h2>")

@@ -20,13 +20,14 @@ from sft_dist.backend import Backend
 from sft_dist.config_stages import DPOSection
 from sft_dist.data.arrangement import Arrangement, document_lengths
 from sft_dist.data.order import GlobalOrder
-from sft_dist.dpo.batch import Batch, PairCollator, PairRows
+from sft_dist.dpo.batch import Batch, PairCollator, PairRows, known_log_probs
 from sft_dist.dpo.losses import OF_TOKENS
 from sft_dist.dpo.measures import Sums, held_out_means, held_out_row
 from sft_dist.dpo.precomputed import Table
-from sft_dist.dpo.reference import Reference, disable_dropout
+from sft_dist.dpo.reference import Reference
 from sft_dist.dpo.scoring import Scored, confidences, divergence, inputs_of, weighted_losses, weights_of
 from sft_dist.metrics import flops_per_token
+from sft_dist.models import switch_dropout_off
 from sft_dist.trainers.ordered import Ordered, digest_of_rows
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
             order = np.argsort(-document_lengths(held_out), kind="stable")
             self.held_out_rows = _Reordered(PairRows(held_out, len(held_out), token, *tables[1:]), order)
         if settings.disable_dropout:
-            disable_dropout(model)
+            switch_dropout_off(model)
         # TRL would cast the adapter to bf16 over weights in 4 bits: its values, and their updates, would be rounded.
         if quantized := getattr(model, "is_loaded_in_4bit", False):
             model.is_loaded_in_4bit = False
@@ -162,8 +163,8 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
         return confidences(scored, out.log_sum_sq_probs[real].detach()) if self.settings.use_weighting else None
 
     def _reference_log_probs(self, inputs: Batch) -> torch.Tensor:
-        if "ref_log_probs" in inputs:
-            return inputs["ref_log_probs"]
+        if (known := known_log_probs(inputs)) is not None:
+            return known
         assert self.reference is not None, "neither a reference nor tables"
         return self.reference.log_probs(inputs)
 
@@ -232,4 +233,4 @@ class _Reordered(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.order)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return self.rows[int(self.order[number])]
+        return self.rows[(int(self.order[number]),)]
