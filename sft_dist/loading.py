@@ -67,13 +67,14 @@ def _set_up(backend: Backend) -> None:
 class _Straight:
     """What it takes to read weights straight into shards: the files, and where each weight is in them.
 
-    `model`: without values, on the meta device. `make` makes another.
+    `model`: without values, on the meta device, with that `head`. `make` makes another.
     """
 
     files: TensorFiles
     place: dict[str, str]
     model: Any
     make: Callable[[], Any]
+    head: Head
 
 
 def _straight(
@@ -99,7 +100,7 @@ def _straight(
     place = straight.places(model, files, optional=is_head if head == "reward" else None)
     if place is None:
         return "their names in the files are not those of the model"
-    return _Straight(files, place, model, make)
+    return _Straight(files, place, model, make, head)
 
 
 def _maker(path: str, recipe: Recipe, head: Head) -> Callable[[], Any]:
@@ -115,7 +116,7 @@ def _maker(path: str, recipe: Recipe, head: Head) -> Callable[[], Any]:
 
 
 def _fsdp2(found: _Straight, recipe: Recipe, backend: Backend, world: World, bf16: bool) -> Any:
-    model = adapters.wrap(found.model, recipe.peft, backend)
+    model = adapters.wrap(found.model, recipe.peft, backend, found.head)
     _shard(model, recipe, backend, world, bf16)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     fsdp2.materialize(model, device)
@@ -134,7 +135,7 @@ def _zero3(found: _Straight, recipe: Recipe, backend: Backend, _: World, __: boo
         bare = straight.build(found.make, deepspeed.zero.Init(config_dict_or_path=settings))
     straight.fill_zero3(bare.named_parameters(), found.files, found.place)
     draw_head(_headless(bare, found), recipe.train.seed)
-    return adapters.wrap(bare, recipe.peft, backend)
+    return adapters.wrap(bare, recipe.peft, backend, found.head)
 
 
 def _headless(model: Any, found: _Straight) -> list[tuple[str, Any]]:
@@ -153,7 +154,7 @@ def _whole(
         quantized = adapters.quantization_config(recipe.peft, dtype, bf16, backend)
     model = load_model(path, recipe.model, tokenizer, quantized, head, recipe.train.seed)
     adapters.keep_quantised(model)
-    model = adapters.wrap(model, recipe.peft, backend)
+    model = adapters.wrap(model, recipe.peft, backend, head)
     if backend.kind == "fsdp2":
         _shard(model, recipe, backend, world, bf16)
     return model

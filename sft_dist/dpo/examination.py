@@ -1,0 +1,54 @@
+"""What a policy is measured by before and after DPO: how it ranks held-out pairs, how far it has moved, its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from sft_dist.data.formats import Conversation
+from sft_dist.data.rows import turns_of
+from sft_dist.evaluation.examination import Examination, Result
+from sft_dist.render.comparison import Figure, Measure
+
+# Name of the measure, how it is called, and which way is better.
+_SHOWN: tuple[tuple[str, str, Literal["higher", "lower"] | None], ...] = (
+    ("loss", "DPO loss", "lower"),
+    ("rewards/accuracies", "pairs ranked right", "higher"),
+    ("rewards/margins", "reward margin", "higher"),
+    ("rewards/chosen", "reward of the chosen", None),
+    ("rewards/rejected", "reward of the rejected", None),
+    ("kl", "KL to the reference, nats a token", None),
+    ("kl_k2", "KL by k2, nats a token", None),
+)
+_NAMES = tuple(name for name, _, _ in _SHOWN)
+
+
+class PairExamination(Examination):
+    """Measures on held-out pairs; perplexity and loss are those of the chosen responses."""
+
+    curve_unit = "DPO loss"
+
+    def prompts_of(self, rows: Any, most: int) -> list[tuple[Conversation, str]]:
+        """The first prompts that are no plain text, each with the chosen answer."""
+        prompts: list[tuple[Conversation, str]] = []
+        for row in rows:
+            if len(prompts) >= most:
+                break
+            turns = turns_of(row)
+            if turns[0].role != "text":
+                prompts.append((turns, row["chosen"]))
+        return prompts
+
+    def result(self, found: Mapping[str, float], answers: list[str]) -> Result:
+        """As the base class."""
+        measure = Measure(found["perplexity"], found["nll"], int(found["tokens"]), int(found["records"]))
+        return Result(measure, answers, {name: found[name] for name in ("nll", *_NAMES) if name in found})
+
+    def figures(self, first: Result | None, last: Result | None) -> tuple[Figure, ...]:
+        """As the base class."""
+        both = [result.figures if result is not None else {} for result in (first, last)]
+        return tuple(
+            Figure(title, both[0].get(name), both[1].get(name), better)
+            for name, title, better in _SHOWN
+            if name in both[0] or name in both[1]
+        )
