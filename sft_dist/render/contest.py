@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _WIDEST = 160
-_CHARACTERS = 360  # of an answer in the terminal
+_CHARACTERS = 240  # of an answer in the terminal
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Line:
     perplexity: str
 
 
-HEADINGS = ("", "reward", "change", "better", "KL", "tokens", "ended", "perplexity")
+HEADINGS = ("", "reward", "change", "wins", "KL", "tokens", "ended", "perplexity")
 
 
 def lines(contest: Contest) -> list[Line]:
@@ -146,7 +146,7 @@ def about(contest: Contest) -> str:
     measure = contest.contenders[0].measure
     return (
         f"Means over {count(len(contest.asked), 'held-out prompt')}, each answered {drawn} with at most "
-        f"{contest.max_new_tokens} tokens, ± one standard error. change, better: reward against {first} on the same "
+        f"{contest.max_new_tokens} tokens, ± one standard error. change, wins: reward against {first} on the same "
         f"prompts, and the share of them with a higher one. KL: from {first}, in nats per response. ended: responses "
         f"that came to an end by themselves. perplexity: of {count(measure.tokens, 'token')} of the data's own answers."
     )

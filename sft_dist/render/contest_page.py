@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sft_dist.render.page import escape, formatted, header, page, pairs
+from sft_dist.render.wording import count
 
 if TYPE_CHECKING:
     from sft_dist.render.contest import Asked, Contest, Line
@@ -18,10 +19,11 @@ def contest_page(contest: Contest, lines: list[Line], about: str) -> str:
     """The whole HTML document; all texts are escaped. `lines`: of the table. `about`: what its columns are."""
     names = ", ".join(contender.name for contender in contest.contenders)
     title = f"{names} side by side"
-    top = [("rewards by", contest.reward_model), ("prompts", f"{len(contest.asked)} of {contest.dataset}")]
+    top = [("rewards by", contest.reward_model), ("prompts", f"{len(contest.asked)} held out of {contest.dataset}")]
     body = [header(title, top), "<h2>Mean held-out reward</h2>", _figures(contest, lines), _table(lines)]
     body.append(f'<p class="soft">{escape(about)}</p>')
     body.append("<h2>Responses to held-out prompts</h2>")
+    body.append('<p class="soft">The highest reward among the models is green.</p>')
     body += [_card(contest, at, one) for at, one in enumerate(contest.asked)]
     body += ["<h2>Where things are</h2>", pairs([*((c.name, c.path) for c in contest.contenders), *contest.facts])]
     return page(title, body)
@@ -61,9 +63,9 @@ def _card(contest: Contest, at: int, one: Asked) -> str:
     for contender in contest.contenders:
         sample = contender.samples[at]
         ended = "" if sample.ended else ", cut at the limit"
-        told = f"{sample.reward:.2f} · {sample.tokens} tokens{ended}"
+        told = f"reward {sample.reward:.2f}, {count(sample.tokens, 'token')}{ended}"
         columns.append(_column(contender.name, told, sample.text, " best" if sample.reward == best else ""))
-    columns.append(_column("the data's answer", f"{one.reward:.2f}", one.reference, ""))
+    columns.append(_column("the data's answer", f"reward {one.reward:.2f}", one.reference, ""))
     return (
         f'<section class="card"><div class="head"><h3>Prompt {at + 1} of {len(contest.asked)}</h3></div>'
         f'<div class="prompt">{turns}</div><div class="answers even">{"".join(columns)}</div></section>'
