@@ -82,4 +82,8 @@ def stage_of(setting: Setting) -> Stage:
         from sft_dist.stages.reward import RewardStage
 
         return RewardStage(setting)
+    if setting.recipe.stage == "ppo":
+        from sft_dist.stages.ppo import PPOStage
+
+        return PPOStage(setting)
     raise NotImplementedError(setting.recipe.stage)
