@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from launch import compare as launcher
 from sft_dist.config import DataSection
@@ -152,3 +152,34 @@ def test_names_that_are_one_and_recipes_without_conversations_are_refused(tmp_pa
         launcher.arguments([str(sft), str(sft)], str(sft), None)
     with pytest.raises(UserError, match="a recipe of stage dpo, whose data are no conversations"):
         launcher.arguments([str(dpo), str(sft)], str(sft), None)
+
+
+def test_a_model_beside_itself_and_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sft_dist.compare import Candidate, compare
+    from sft_dist.config import Recipe
+
+    folders = [tiny.save_model(tmp_path / f"model-{seed}", seed=seed) for seed in (5, 6)]
+    judge = AutoModelForSequenceClassification.from_pretrained(folders[0], num_labels=1)
+    judge.save_pretrained(tmp_path / "reward")
+    tiny.chat_tokenizer().save_pretrained(tmp_path / "reward")
+    records = tmp_path / "held-out.jsonl"
+    turns = [[{"from": "human", "value": f"What is {n}?"}, {"from": "gpt", "value": f"It is {n}."}] for n in range(6)]
+    records.write_text("".join(json.dumps({"conversations": one}) + "\n" for one in turns))
+    recipe = Recipe.model_validate(
+        {"model": {"model_name_or_path": str(folders[0])}, "output": {"output_dir": "o"},
+         "data": {"dataset_name": str(records), "dataset_test_split": str(records)}, "train": {"max_length": 64}}
+    )  # fmt: skip
+    models = [Candidate("a", str(folders[0])), Candidate("b", str(folders[1])), Candidate("again", str(folders[0]))]
+    drawing = Drawing(temperature=1.0, max_new_tokens=6, seed=0)
+    compare(recipe, str(tmp_path / "reward"), models, 4, drawing, tmp_path / "out")
+    a, b, again = json.loads((tmp_path / "out" / "comparison.json").read_text())["models"].values()
+    assert a["kl"] is None
+    assert again["kl"] == 0.0
+    assert b["kl"] > 0.01
+    assert again["tokens"] == a["tokens"]
+    for name in ("reward", "perplexity"):
+        assert again[name] == a[name] != b[name]
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [one["reference"] for one in samples] == [f"It is {n}." for n in range(4)]
+    assert samples[0]["a"]["text"] == samples[0]["again"]["text"]
+    assert "What is 0?" in capsys.readouterr().out
