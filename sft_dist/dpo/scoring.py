@@ -43,8 +43,8 @@ def token_weights(mask: torch.Tensor, alpha: float | None) -> torch.Tensor:
 class Scored:
     """A batch of pairs without its filler, B in all.
 
-    `pairs`: sums of log-probabilities. `policy`, `reference`: log-probabilities of the tokens, (2 B, T - 1); `mask`:
-    which of them are completions'. The policy's alone have gradients.
+    `pairs`: sums of log-probabilities, float64. `policy`, `reference`: log-probabilities of the tokens, (2 B, T - 1);
+    `mask`: which of them are completions'. The policy's alone have gradients.
     """
 
     pairs: Pairs
@@ -59,8 +59,10 @@ class Scored:
         mask = batch["completion_mask"][real, 1:].bool()
         policy, reference = policy[real], reference[real].float()
         weights = token_weights(mask, settings.ld_alpha)
-        sums = [side for model in (policy, reference) for side in (model * weights).sum(1).chunk(2)]
-        return cls(Pairs(*sums, *mask.sum(1).chunk(2)), policy, reference, mask)
+        # Of hundreds of nats, in which the few that the two differ by would lose their digits.
+        sums = [(model * weights).sum(1, dtype=torch.float64) for model in (policy, reference)]
+        sides = [side for total in sums for side in total.chunk(2)]
+        return cls(Pairs(*sides, *mask.sum(1).chunk(2)), policy, reference, mask)
 
     def __len__(self) -> int:
         return len(self.mask) // 2
@@ -80,11 +82,11 @@ class Scored:
 
 
 def weighted_losses(scored: Scored, settings: DPOSection, confidence: torch.Tensor | None) -> torch.Tensor:
-    """The sum of all losses of each pair that are means over pairs, in their weights, (B,).
+    """The sum of all losses of each pair that are means over pairs, in their weights, (B,), float64.
 
     `confidence`: a factor of each pair (see `confidences`).
     """
-    total = torch.zeros(len(scored), device=scored.policy.device)
+    total = torch.zeros(len(scored), dtype=torch.float64, device=scored.policy.device)
     for kind, weight in weights_of(settings).items():
         if kind != OF_TOKENS:
             loss = loss_of(kind, scored.pairs, settings)

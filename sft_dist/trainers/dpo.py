@@ -156,7 +156,7 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
             loss = loss + self.router_aux_loss_coef * out.aux_loss * len(scored) / pairs
         of_tokens = {name: getattr(out, name)[real] for name in ("entropy", "mean_logits", "is_top1")}
         self.sums.add(scored, settings.beta, of_tokens)
-        whole: torch.Tensor = loss * self.args.world_size
+        whole: torch.Tensor = (loss * self.args.world_size).float()
         return whole
 
     def _confidences(self, scored: Scored, out: Any, real: torch.Tensor | slice = slice(None)) -> torch.Tensor | None:

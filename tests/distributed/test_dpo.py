@@ -30,9 +30,9 @@ STRATEGIES = {
     "zero3": ["full", "lora"],
     "fsdp2": ["full", "known", "lora"],
 }
-RESUMED = (*SHORT, "train.save_strategy=steps", "train.save_steps=3", "train.full_determinism=true", "train.logging_steps=2",
-           "train.per_device_train_batch_size=1", "eval.enabled=false", "dpo.precompute_ref_log_probs=true",
-           "train.eval_strategy=steps", "train.eval_steps=2")  # fmt: skip
+RESUMED = (*SHORT, "train.save_strategy=steps", "train.save_steps=3", "train.full_determinism=true",
+           "train.logging_steps=2", "train.per_device_train_batch_size=1", "eval.enabled=false",
+           "dpo.precompute_ref_log_probs=true", "train.eval_strategy=steps", "train.eval_steps=2")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
