@@ -114,6 +114,19 @@ def _compare(options: argparse.Namespace) -> int:
     return _module("sft_dist.compare", *words, *compare.arguments(options.models, options.reward, options.recipe))
 
 
+def _score(options: argparse.Namespace) -> int:
+    from launch import recipe_files
+    from sft_dist.data.sources import is_local, local_files
+
+    if is_local(options.file):
+        local_files(options.file, options.split, "FILE")
+    words = ["--split", options.split, "--format", options.format, "--dtype", options.dtype]
+    words += ["--batch-size", str(options.batch_size), "--max-bad-records", str(options.max_bad_records)]
+    words += ["--output", options.output] if options.output else []
+    words += ["--formatting", options.formatting] if options.formatting else []
+    return _module("sft_dist.score", *words, "--", recipe_files.model_folder(options.model), options.file)
+
+
 def _checkpoints(options: argparse.Namespace) -> int:
     from launch import checkpoints
 
@@ -265,6 +278,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("pipeline", _pipeline, "run a chain of stages, each from what others made, and go on where it ended"),
     ("eval", _eval, "measure a model on the held-out data"),
     ("compare", _compare, "set models side by side on held-out prompts, scored by a reward model"),
+    ("score", _score, "give the rewards of a reward model for any records"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
     ("status", _status, "show what a run is doing, or all of your runs on Slurm"),
     ("logs", _logs, "show the first error and the logs of all ranks as one"),
