@@ -78,6 +78,10 @@ def stage_of(setting: Setting) -> Stage:
         from sft_dist.stages.dpo import DPOStage
 
         return DPOStage(setting)
+    if setting.recipe.stage == "ppo":
+        from sft_dist.stages.ppo import PPOStage
+
+        return PPOStage(setting)
     if setting.recipe.stage == "reward":
         from sft_dist.stages.reward import RewardStage
 
