@@ -55,13 +55,16 @@ def state_bytes(recipe: Recipe, weights: int, strategy: str, processes: int) -> 
 
     Of a weight that is trained: itself and its gradient in `model.dtype`, and Adam's two moments in fp32. What is
     sharded counts by 1/N (Rajbhandari et al. 2020, ZeRO, section 3). Under LoRA the weights alone: the adapter is
-    small beside them.
+    small beside them. DPO's reference is weights that are not trained.
     """
     one = 4.0 if recipe.model.dtype == "float32" else 2.0
     if recipe.peft.use_peft:
         trained, held = 0.0, 0.6 if recipe.peft.load_in_4bit else one
     else:
         trained, held = one + 8.0, one
+    if recipe.stage == "dpo" and not recipe.peft.use_peft and not recipe.dpo.precompute_ref_log_probs:
+        # The reference lies beside the policy, sharded as it is.
+        held += one
     sharded_states = strategy != "ddp"
     sharded_weights = strategy in ("fsdp2", "zero3_offload")
     if strategy == "zero3_offload":

@@ -11,14 +11,16 @@ from sft_dist.evaluation.examination import Examination, Result
 from sft_dist.render.comparison import Figure, Measure
 
 # Name of the measure, how it is called, and which way is better.
+_LEAD = "rewards/accuracies"
 _SHOWN: tuple[tuple[str, str, Literal["higher", "lower"] | None], ...] = (
+    (_LEAD, "share of pairs ranked right", "higher"),
     ("loss", "DPO loss", "lower"),
-    ("rewards/accuracies", "pairs ranked right", "higher"),
     ("rewards/margins", "reward margin", "higher"),
     ("rewards/chosen", "reward of the chosen", None),
     ("rewards/rejected", "reward of the rejected", None),
     ("kl", "KL to the reference, nats a token", None),
     ("kl_k2", "KL by k2, nats a token", None),
+    ("nll", "loss on the chosen, nats a token", None),
 )
 _NAMES = tuple(name for name, _, _ in _SHOWN)
 
@@ -42,13 +44,21 @@ class PairExamination(Examination):
     def result(self, found: Mapping[str, float], answers: list[str]) -> Result:
         """As the base class."""
         measure = Measure(found["perplexity"], found["nll"], int(found["tokens"]), int(found["records"]))
-        return Result(measure, answers, {name: found[name] for name in ("nll", *_NAMES) if name in found})
+        return Result(measure, answers, {name: found[name] for name in _NAMES if name in found})
 
     def figures(self, first: Result | None, last: Result | None) -> tuple[Figure, ...]:
         """As the base class."""
+        return tuple(figure for name, figure in self._shown(first, last).items() if name != _LEAD)
+
+    def lead(self, first: Result | None, last: Result | None) -> Figure | None:
+        """As the base class."""
+        return self._shown(first, last).get(_LEAD)
+
+    @staticmethod
+    def _shown(first: Result | None, last: Result | None) -> dict[str, Figure]:
         both = [result.figures if result is not None else {} for result in (first, last)]
-        return tuple(
-            Figure(title, both[0].get(name), both[1].get(name), better)
+        return {
+            name: Figure(title, both[0].get(name), both[1].get(name), better)
             for name, title, better in _SHOWN
             if name in both[0] or name in both[1]
-        )
+        }

@@ -166,7 +166,7 @@ def _compute(
         if values is not None:
             values.flush()
             os.replace(unfinished, file)
-    except OSError as error:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
         if disk_is_full(error):
             raise DataError(

@@ -69,6 +69,10 @@ class Examination:
         """What the report sets side by side beside perplexity and loss."""
         return ()
 
+    def lead(self, first: Result | None, last: Result | None) -> Figure | None:
+        """What stands first in the report, where it is not perplexity."""
+        return None
+
     def result(self, found: Mapping[str, float], answers: list[str]) -> Result:
         """The result of an evaluation's numbers, which have their plain names."""
         measure = Measure(found["perplexity"], found["loss"], int(found["tokens"]), int(found["records"]))
@@ -167,4 +171,5 @@ def _comparison(
         curve=curve_of(trainer),
         curve_unit=examination.curve_unit,
         figures=examination.figures(first, last),
+        lead=examination.lead(first, last),
     )

@@ -65,7 +65,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a run came to. A fact named `answers` is taken for the place where the whole answers lie."""
+    """What a run came to. A fact named `answers` is taken for the place where the whole answers lie.
+
+    `lead`: what stands first in the place of perplexity, which is then told beside the other `figures`.
+    """
 
     title: str
     model: str
@@ -77,6 +80,7 @@ class Comparison:
     curve: Curve | None = None
     curve_unit: str = "loss (nats per token)"
     figures: tuple[Figure, ...] = ()
+    lead: Figure | None = None
 
 
 def to_html(comparison: Comparison) -> str:
@@ -131,12 +135,16 @@ def _print_measures(comparison: Comparison, console: Console) -> None:
         text, verdict = change(comparison.before.perplexity, comparison.after.perplexity)
         perplexity.append(Text(f"{text} {verdict}".strip(), f"bold {_VERDICT_STYLE.get(verdict, '')}"))
         loss.append(Text(difference(comparison.before.loss, comparison.after.loss)))
-    table.add_row(Text("perplexity", "bold"), *perplexity)
-    table.add_row(Text("loss"), *loss)
+    both = bool(comparison.before), bool(comparison.after)
+    if comparison.lead is None:
+        table.add_row(Text("perplexity", "bold"), *perplexity)
+        table.add_row(Text("loss"), *loss)
+    else:
+        table.add_row(Text(comparison.lead.name, "bold"), *_figure_cells(comparison.lead, *both))
     for figure in comparison.figures:
-        table.add_row(Text(figure.name), *_figure_cells(figure, bool(comparison.before), bool(comparison.after)))
+        table.add_row(Text(figure.name), *_figure_cells(figure, *both))
     console.print(table)
-    console.print(Text(measured_on(comparison.before, comparison.after), "dim"))
+    console.print(Text(measured_on(comparison.before, comparison.after, comparison.lead is None), "dim"))
 
 
 def _figure_cells(figure: Figure, before: bool, after: bool) -> list[Text]:

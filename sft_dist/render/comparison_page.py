@@ -20,7 +20,7 @@ _ABOUT_PERPLEXITY = (
 def comparison_page(comparison: Comparison) -> str:
     """The whole HTML document; all texts of the comparison are escaped."""
     about = [("model", comparison.model), ("data", comparison.dataset)]
-    body = [header(comparison.title, about), "<h2>Held-out perplexity</h2>", *_figures(comparison)]
+    body = [header(comparison.title, about), *(_figures(comparison) if comparison.lead is None else _lead(comparison))]
     body += _further(comparison)
     curve = comparison.curve and learning_curve_svg(
         comparison.curve.train, comparison.curve.held_out, comparison.curve_unit
@@ -40,8 +40,9 @@ def comparison_page(comparison: Comparison) -> str:
 def _figures(comparison: Comparison) -> list[str]:
     before, after = comparison.before, comparison.after
     measures = sides(before, after, "measured")
+    title = "<h2>Held-out perplexity</h2>"
     if not measures:
-        return ['<p class="none">Not measured.</p>']
+        return [title, '<p class="none">Not measured.</p>']
     figures = [_figure(name, number(measure.perplexity)) for name, measure in measures]
     if before and after:
         figures.insert(1, '<span class="arrow" aria-label="to">→</span>')
@@ -50,9 +51,28 @@ def _figures(comparison: Comparison) -> list[str]:
         if text or verdict:
             figures.append(_figure(verdict or "change", text or number(after.perplexity - before.perplexity), style))
     return [
+        title,
         f'<div class="figures">{"".join(figures)}</div>',
         f'<p class="soft">{escape(_loss_line(before, after))} {escape(measured_on(before, after))}</p>',
         f'<p class="soft">{_ABOUT_PERPLEXITY}</p>',
+    ]
+
+
+def _lead(comparison: Comparison) -> list[str]:
+    """The figure that stands first, where it is not perplexity."""
+    lead, before, after = comparison.lead, comparison.before, comparison.after
+    assert lead is not None
+    title = f"<h2>Held out: {escape(lead.name)}</h2>"
+    shown = [(name, value) for name, value in sides(lead.before, lead.after, "measured")]
+    if not shown:
+        return [title, '<p class="none">Not measured.</p>']
+    figures = [_figure(name, number(value, lead.digits)) for name, value in shown]
+    if len(shown) > 1:
+        figures.insert(1, '<span class="arrow" aria-label="to">→</span>')
+    return [
+        title,
+        f'<div class="figures">{"".join(figures)}</div>',
+        f'<p class="soft">{escape(measured_on(before, after, lower_is_better=False))}</p>',
     ]
 
 

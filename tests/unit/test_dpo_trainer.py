@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,15 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
         return [int(token) for token in chance.integers(5, 250, chance.integers(1, most))]
 
     return [{"prompt_ids": ids(6), "chosen_ids": ids(20), "rejected_ids": ids(20)} for _ in range(count)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small take ten times as long on several threads of a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
