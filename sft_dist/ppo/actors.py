@@ -114,12 +114,14 @@ class Actors(nn.Module):
     def _has_value_adapter(self) -> bool:
         return VALUE in getattr(self.policy, "peft_config", {})
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
+    ) -> None:  # fmt: skip
         """Recompute activations of what is trained, with the adapters that were on at first."""
-        options = {**(gradient_checkpointing_kwargs or {}), "context_fn": self.recomputing}
+        options = {**(activation_checkpointing_kwargs or {}), "context_fn": self.recomputing}
         for part in (self.policy, self.value):
             if part is not None:
-                _bare(part).gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+                _bare(part).activation_checkpointing_enable(activation_checkpointing_kwargs=options, **more)
 
     def recomputing(self) -> tuple[Any, Any]:
         """Contexts of a layer's forward pass and of its recomputation, which comes when other adapters are on."""
