@@ -6,7 +6,7 @@ same without, and the value model the same with an adapter of its own and a head
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,8 +46,9 @@ class Actors(nn.Module):
             without_dropout(part)
 
     def forward(self, call: str, **inputs: Any) -> Any:
-        """`train`, `look` or `reward` (see the methods of these names). One way in, where shards are gathered."""
-        return {"train": self.train_pass, "look": self.look, "reward": self.reward}[call](**inputs)
+        """The one way in, where shards are gathered: `train`, `look` and `reward` (see below), or `begin`, for none."""
+        calls: dict[str, Callable[..., Any]] = {"train": self.train_pass, "look": self.look, "reward": self.reward}
+        return calls[call](**inputs) if call in calls else None
 
     def train_pass(self, batch: Batch, entropy: bool, ptx: Batch | None = None) -> dict[str, torch.Tensor]:
         """`log_probs`, `values` and `entropy` of the responses of a batch, each (rows, width); see `batch_of`.

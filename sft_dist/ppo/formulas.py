@@ -172,7 +172,8 @@ class Moments:
     def normalised(self, scores: Tensor) -> Tensor:
         """Scores (n,) less the mean, in deviations (biased)."""
         deviation = (self.squares / max(self.count, 1)) ** 0.5
-        return (scores - self.mean) / (deviation + EPSILON)
+        found: Tensor = (scores - self.mean) / (deviation + EPSILON)
+        return found
 
 
 def beyond_target(lengths: Tensor, target: int | None, penalty: float) -> Tensor:

@@ -77,7 +77,9 @@ class FunctionReward:
         try:
             given = self.function(prompts=list(texts.prompts), completions=list(texts.completions))
         except Exception as error:
-            raise UserError(f"{key}: {path} raised {type(error).__name__}: {error} (first of {_sample(texts, 0)})") from error
+            raise UserError(
+                f"{key}: {path} raised {type(error).__name__}: {error} (first of {_sample(texts, 0)})"
+            ) from error
         try:
             rewards = list(given)
         except TypeError as error:
@@ -89,7 +91,9 @@ class FunctionReward:
             )
         for number, reward in enumerate(rewards):
             if not isinstance(reward, numbers.Real | torch.Tensor) or not math.isfinite(float(reward)):
-                raise UserError(f"{key}: {path} gave {reward!r} for {_sample(texts, number)}; it must give finite numbers")
+                raise UserError(
+                    f"{key}: {path} gave {reward!r} for {_sample(texts, number)}; it must give finite numbers"
+                )
         return [float(reward) for reward in rewards]
 
 

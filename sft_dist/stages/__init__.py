@@ -74,4 +74,8 @@ def stage_of(setting: Setting) -> Stage:
         from sft_dist.stages.sft import SFTStage
 
         return SFTStage(setting)
+    if setting.recipe.stage == "ppo":
+        from sft_dist.stages.ppo import PPOStage
+
+        return PPOStage(setting)
     raise NotImplementedError(setting.recipe.stage)
