@@ -114,12 +114,20 @@ class Actors(nn.Module):
     def _has_value_adapter(self) -> bool:
         return VALUE in getattr(self.policy, "peft_config", {})
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **how: Any
+    ) -> None:
         """Recompute activations of what is trained, with the adapters that were on at first."""
         options = {**(gradient_checkpointing_kwargs or {}), "context_fn": self.recomputing}
         for part in (self.policy, self.value):
             if part is not None:
-                _bare(part).gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+                _bare(part).gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **how)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **how: Any
+    ) -> None:
+        """The name that transformers 5.24 calls it by."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **how)
 
     def recomputing(self) -> tuple[Any, Any]:
         """Contexts of a layer's forward pass and of its recomputation, which comes when other adapters are on."""
