@@ -49,6 +49,9 @@ def load_actors(setting: Setting, rewards: Sequence[ModelReward]) -> Actors:
     else:
         reference = load(s.path, frozen)
     models = [load(reward.name.source, frozen, "reward") for reward in rewards]
+    for model, reward in zip(models, rewards, strict=True):
+        # It scores at the last token that is no padding of its own.
+        model.config.pad_token_id = reward.pad
     actors = Actors(policy, value, head, reference, models, recipe.ppo.temperature)
     finish(actors, parts, recipe, s.backend, s.world, s.bf16, actors.recomputing)
     policy.config.pad_token_id = s.tokenizer.pad_token_id
