@@ -104,13 +104,14 @@ def _set_up(backend: Backend) -> None:
 class _Straight:
     """What it takes to read weights straight into shards: the files, and where each weight is in them.
 
-    `model`: without values, on the meta device. `make` makes another.
+    `model`: without values, on the meta device, with that `head`. `make` makes another.
     """
 
     files: TensorFiles
     place: dict[str, str]
     model: Any
     make: Callable[[], Any]
+    head: Head
 
 
 def _straight(
@@ -136,7 +137,7 @@ def _straight(
     place = straight.places(model, files, optional=is_head if head == "reward" else None)
     if place is None:
         return "their names in the files are not those of the model"
-    return _Straight(files, place, model, make)
+    return _Straight(files, place, model, make, head)
 
 
 def _maker(path: str, recipe: Recipe, head: Head) -> Callable[[], Any]:
@@ -152,7 +153,7 @@ def _maker(path: str, recipe: Recipe, head: Head) -> Callable[[], Any]:
 
 
 def _fsdp2(found: _Straight, recipe: Recipe, backend: Backend) -> Part:
-    model = adapters.wrap(found.model, recipe.peft, backend)
+    model = adapters.wrap(found.model, recipe.peft, backend, found.head)
 
     def fill() -> None:
         straight.fill_fsdp2(model.named_parameters(), found.files, found.place)
@@ -171,7 +172,7 @@ def _zero3(found: _Straight, recipe: Recipe, backend: Backend) -> Part:
         bare = straight.build(found.make, deepspeed.zero.Init(config_dict_or_path=settings))
     straight.fill_zero3(bare.named_parameters(), found.files, found.place)
     draw_head(_headless(bare, found), recipe.train.seed)
-    return Part(adapters.wrap(bare, recipe.peft, backend))
+    return Part(adapters.wrap(bare, recipe.peft, backend, found.head))
 
 
 def _headless(model: Any, found: _Straight) -> list[tuple[str, Any]]:
@@ -189,7 +190,7 @@ def _whole(
         quantized = adapters.quantization_config(recipe.peft, dtype, bf16, backend)
     model = load_model(path, recipe.model, tokenizer, quantized, head, recipe.train.seed)
     adapters.keep_quantised(model)
-    return adapters.wrap(model, recipe.peft, backend)
+    return adapters.wrap(model, recipe.peft, backend, head)
 
 
 def _shard(

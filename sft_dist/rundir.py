@@ -63,6 +63,11 @@ class RunDir:
         return self.evaluation / "answers.jsonl"
 
     @property
+    def rewards(self) -> Path:
+        """The rewards of all held-out pairs, a line of JSON each."""
+        return self.evaluation / "rewards.jsonl"
+
+    @property
     def comparison(self) -> Path:
         return self.evaluation / "comparison.html"
 

@@ -64,7 +64,8 @@ class PPOStage:
         self.plan = plan = plan_of(s.recipe, len(self.train.rows), trainer.rows_per_step)
         if s.world.is_main:
             rewind_metrics(s.run.rollouts / "rollouts.jsonl", held.manifest.step if held else -1)
-        by_name: dict[str, Reward] = {reward.name.name: reward for reward in (*self.functions, *self.models)}
+        every: list[Reward] = [*self.functions, *self.models]
+        by_name = {reward.name.name: reward for reward in every}
         rewards = [by_name[name.name] for name in reward_names(settings)]
         stops = stop_token_ids(s.template)
         roller = partial(Roller, trainer, settings, s.tokenizer, stops, rewards, plan.seed)
