@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,38 +35,59 @@ def pattern(prompts: list[str], completions: list[str]) -> list[float]:
     return [sum(text[i : i + 2] in ("ab", "bc", "ca") for i in range(len(text))) / (ROOM - 1) for text in completions]
 
 
-def tokenizer(letters: str = LETTERS) -> PreTrainedTokenizerFast:
-    """A token for each letter, and three more: padding, the end of a response, the end of a prompt."""
-    names = ["<pad>", "<end>", "<ask>", *letters]
-    found = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<pad>"))
+def tokenizer(letters: str = LETTERS, names: Sequence[str] = ("<pad>", "<end>", "<ask>")) -> PreTrainedTokenizerFast:
+    """A token for each letter behind those of padding, of the end of a response, and of the end of a prompt.
+
+    Of `names` there may be one alone, which is the end of a response and padding, too.
+    """
+    vocabulary = [*names, *letters]
+    found = Tokenizer(models.WordLevel({name: number for number, name in enumerate(vocabulary)}, unk_token=names[0]))
     found.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     found.decoder = decoders.Fuse()
-    found.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[:3]])
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=found, eos_token="<end>", pad_token="<pad>")
-    wrapped.chat_template = _TEMPLATE
+    found.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=found, eos_token="<end>", pad_token=names[0])
+    wrapped.chat_template = _TEMPLATE if "<ask>" in names else _TEMPLATE.replace("<ask>", "")
     return wrapped
 
 
-def save_model(folder: Path, architecture: str = "llama", seed: int = 0, letters: str = LETTERS, **more: Any) -> Path:
+def save_model(folder: Path, architecture: str = "llama", seed: int = 0, **more: Any) -> Path:
     """A model directory of a small random model of the language. Architectures: llama, opt. `more`: of its config."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
-    words = tokenizer(letters)
-    size: dict[str, Any] = {"vocab_size": len(words), "hidden_size": 48, "num_hidden_layers": 2,
-                            "num_attention_heads": 4, "max_position_embeddings": 64, "bos_token_id": None,
-                            "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}  # fmt: skip
+    words = tokenizer()
+    size = {**sizes(words), **more}
     if architecture == "opt":
-        kind = OPTConfig
-        size |= {"ffn_dim": 96, "word_embed_proj_dim": more.get("hidden_size", 48), "dropout": 0.0,
-                 "activation_function": "gelu"}  # fmt: skip
+        config = OPTConfig(**{"ffn_dim": 96, "word_embed_proj_dim": size["hidden_size"], "dropout": 0.0,
+                              "activation_function": "gelu", **size})  # fmt: skip
     else:
-        kind = LlamaConfig
-        size |= {"intermediate_size": 96, "num_key_value_heads": 2, "tie_word_embeddings": True}
+        config = LlamaConfig(**{"intermediate_size": 96, "num_key_value_heads": 2, "tie_word_embeddings": True, **size})
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(kind(**{**size, **more}))
-    model.save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     words.save_pretrained(folder)
+    return folder
+
+
+def sizes(words: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What a config of a small model of the language says."""
+    return {"vocab_size": len(words), "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": words.eos_token_id,
+            "pad_token_id": words.pad_token_id}  # fmt: skip
+
+
+def save_reward_model(folder: Path, architecture: str = "llama", seed: int = 0, **more: Any) -> Path:
+    """A model directory of a small random reward model of the language, of the sizes of `save_model`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    save_model(folder, architecture, **more)
+    config = AutoConfig.from_pretrained(folder, num_labels=1)
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        # As it is drawn, it would hardly tell one response from another.
+        model.score.weight.mul_(20)
+    model.save_pretrained(folder)
     return folder
 
 
