@@ -71,7 +71,8 @@ class PPOStage:
         roller = partial(Roller, trainer, settings, s.tokenizer, stops, rewards, plan.seed)
         ptx = Ptx(self.ptx.rows, plan.rows, plan.seed, trainer.pad) if self.ptx else None
         digest = digest_of_rows(self.train.rows, plan.rollout, plan.mini_batches, plan.epochs)
-        trainer.arrange(plan, Prompts(self.train.rows), roller, digest, ptx)
+        held_out = Prompts(self.held_out.rows) if self.held_out else None
+        trainer.arrange(plan, Prompts(self.train.rows), held_out, roller, digest, ptx)
         trainer.model.policy.generation_config.eos_token_id = stops
         s.say(plan_line(plan))
 
@@ -79,9 +80,8 @@ class PPOStage:
         """Rewards, KL and lengths of the responses to the held-out prompts."""
         if self.held_out is None:
             return None
-        rows = list(range(len(self.held_out.rows)))
-        self.setting.say(f"measuring {when} training: {len(rows)} held-out prompts to answer")
-        return self.trainer.measured(Prompts(self.held_out.rows), rows, self.setting.recipe.eval.num_prompts)
+        self.setting.say(f"measuring {when} training: {len(self.held_out.rows)} held-out prompts to answer")
+        return self.trainer.measured(self.setting.recipe.eval.num_prompts)
 
     def save(self) -> None:
         """The policy, or its adapter."""
