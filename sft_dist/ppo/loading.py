@@ -51,6 +51,8 @@ def load_actors(setting: Setting, rewards: Sequence[ModelReward]) -> Actors:
         folder = own_adapter(recipe, reward.name.source, s.path)
         if folder is None:
             models.append(load(reward.name.source, frozen, "reward"))
+            # It scores at the last token that is no padding of its own.
+            models[-1].config.pad_token_id = reward.pad
             continue
         name = f"reward{reward.number}"
         parts.append(Part(None, add_adapter(policy, name, folder, s.backend, recipe.peft.load_in_4bit)))
