@@ -67,7 +67,8 @@ def check_rewards(recipe: Recipe, template: ChatTemplate, path: str, rows: Seque
     )
     for function in functions_of(recipe.ppo):
         given = function(texts)
-        about = f"from {min(given):.4g} to {max(given):.4g} for the records' own answers"
+        what = "the records' own answers" if tried[0].asked.answer else "responses without a word"
+        about = f"from {min(given):.4g} to {max(given):.4g} for {what}"
         yield f"{function.name.key}: {function.name.source} gives {about}"
     for reward in model_rewards(recipe, template.tokenizer, path):
         how = "the text anew" if reward.tokenizer is not None else "the policy's tokens"

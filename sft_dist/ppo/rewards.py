@@ -154,7 +154,7 @@ def _model_reward(
         config = load_config(path, section).to_dict()
         tokenizer = load_tokenizer(path, section, lambda _: None)
     except UserError as error:
-        raise UserError(f"{name.key}: {str(error).partition(': ')[2] or error}") from error
+        raise UserError(f"{name.key}: {str(error).removeprefix('model.model_name_or_path: ')}") from error
     fault = tokenizer_fault(tokenizer, policys)
     if fault and not recipe.ppo.retokenize:
         raise UserError(f"{name.key}: {name.source}: {fault}; set ppo.retokenize=true to give it the text anew")
