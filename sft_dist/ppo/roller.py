@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 
 from sft_dist.config_stages import PPOSection
+from sft_dist.data.formats import Conversation
 from sft_dist.data.rows import turns_of
 from sft_dist.errors import UserError
 from sft_dist.ppo.actors import batch_of
@@ -23,6 +24,8 @@ from sft_dist.ppo.sampling import Ids, chances, respond
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from sft_dist.ppo.vllm import VLLM
 
 Reward = ModelReward | FunctionReward
 
@@ -41,9 +44,9 @@ class Prompts:
         found: Ids = self.rows[row]["prompt_ids"]
         return found
 
-    def text(self, row: int) -> str:
-        """The text of its last turn, as a reward function is given it."""
-        return turns_of(self.rows[row])[-1].content
+    def turns(self, row: int) -> Conversation:
+        """Its turns."""
+        return turns_of(self.rows[row])
 
     def where(self, row: int) -> str:
         """The file and number of its record."""
@@ -54,17 +57,17 @@ class Roller:
     """Makes rollouts with a trainer's actors. All ranks call it together.
 
     `stops`: the tokens that end a response. `between` is called between batches, by all ranks alike, and may raise
-    to leave the rollout; `alive` at every token.
+    to leave the rollout; `alive` at every token. `vllm`: what generates in the place of transformers.
     """
 
     def __init__(
         self, trainer: Any, settings: PPOSection, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int],
         rewards: Sequence[Reward], seed: int, between: Callable[[], None], alive: Callable[[], None],
-        generate: Callable[..., list[Ids]] = respond,
+        vllm: VLLM | None = None,
     ) -> None:  # fmt: skip
         self.trainer, self.settings, self.tokenizer = trainer, settings, tokenizer
         self.stops, self.rewards, self.seed = stops, rewards, seed
-        self.between, self.alive, self.generate = between, alive, generate
+        self.between, self.alive, self.vllm = between, alive, vllm
         self.seconds = 0.0
 
     def roll(self, number: int, prompts: Prompts, rows: Sequence[int], tag: int = 0) -> Rollout:
@@ -92,14 +95,19 @@ class Roller:
         settings, trainer = self.settings, self.trainer
         found = []
         seed = (self.seed << 8) + tag
+        generate = respond if self.vllm is None else self.vllm.respond
         with torch.no_grad(), gathered(trainer, trainer.backend) as policy, trainer.accelerator.autocast():
+            if self.vllm is not None:
+                self.vllm.begin()
             for batch in batches:
                 self.between()
                 tokens = settings.response_length
                 numbers = chances(seed, number, batch, tokens) if settings.temperature else None
-                texts = self.generate(policy, [ids[place] for place in batch], numbers, tokens, settings.temperature,
+                texts = generate(policy, [ids[place] for place in batch], numbers, tokens, settings.temperature,
                                       self.stops, self.tokenizer.pad_token_id, self.alive)  # fmt: skip
                 found.append(list(zip(batch, texts, strict=True)))
+            if self.vllm is not None:
+                self.vllm.end()
         self.seconds += time.perf_counter() - began
         return found
 
@@ -149,7 +157,7 @@ class Roller:
     ) -> Texts:  # fmt: skip
         own = [rows[place] for place, _ in batch]
         return Texts(
-            prompts=[prompts.text(row) for row in own],
+            turns=[prompts.turns(row) for row in own],
             completions=[self.tokenizer.decode(answer, skip_special_tokens=True) for _, answer in batch],
             prompt_ids=[ids[place] for place, _ in batch],
             completion_ids=[answer for _, answer in batch],
