@@ -76,7 +76,7 @@ class Roller:
         ids = [prompts.ids(row) for row in rows]
         # Prompts of like length in one batch; all ranks have as many batches, for they gather weights together.
         order = sorted(range(len(rows)), key=lambda place: (-len(ids[place]), place))
-        order += order[: -len(order) % world]
+        order += [order[extra % len(order)] for extra in range(-len(order) % world)]
         mine = order[rank::world]
         size = self.settings.rollout_micro_batch_size or self.trainer.args.per_device_eval_batch_size
         batches = [mine[start : start + size] for start in range(0, len(mine), size)]
@@ -128,20 +128,12 @@ class Roller:
         """Give the responses their scores."""
         names = reward_names(self.settings)
         scores: list[list[float]] = []
-        fault = ""
         for reward in self.rewards:
             if isinstance(reward, ModelReward):
-                scores.append(
-                    [score for batch in answered for score in self._of_model(reward, batch, prompts, rows, ids)]
-                )
-                continue
-            try:
-                scores.append(reward(self._texts([one for batch in answered for one in batch], prompts, rows, ids)))
-            except UserError as error:
-                fault = str(error)
-                break
-        if said := next(filter(None, gather_object([fault])), ""):
-            raise UserError(said)
+                given = [score for batch in answered for score in self._of_model(reward, batch, prompts, rows, ids)]
+            else:
+                given = _agreed(reward, self._texts([one for batch in answered for one in batch], prompts, rows, ids))
+            scores.append(given)
         for one, score, parts in zip(found, weighted(scores, names), zip(*scores, strict=True), strict=True):
             one.score = score
             one.parts = {name.name: part for name, part in zip(names, parts, strict=True)}
@@ -163,3 +155,16 @@ class Roller:
             completion_ids=[answer for _, answer in batch],
             wheres=[prompts.where(row) for row in own],
         )
+
+
+def _agreed(reward: FunctionReward, texts: Texts) -> list[float]:
+    """The rewards of a function; where it fails on one rank, all raise, before any waits for another elsewhere."""
+    given: list[float] = []
+    fault = ""
+    try:
+        given = reward(texts)
+    except UserError as error:
+        fault = str(error)
+    if said := next(filter(None, gather_object([fault])), ""):
+        raise UserError(said)
+    return given

@@ -8,19 +8,17 @@ from functools import partial
 from transformers import TrainingArguments
 
 from sft_dist.checkpoints.keeper import Held
-from sft_dist.config import Recipe
 from sft_dist.data.account import summary_lines
-from sft_dist.data.prompts import prepare_prompts
+from sft_dist.data.prompts import prepare_prompts, room_for_prompts
 from sft_dist.data.rows import Prepared, rows_of
 from sft_dist.data.template import stop_token_ids
-from sft_dist.errors import UserError
 from sft_dist.metrics_file import rewind_metrics
-from sft_dist.ppo.loading import load_actors, model_rewards
+from sft_dist.ppo.loading import load_actors
 from sft_dist.ppo.names import reward_names
 from sft_dist.ppo.plan import Plan, plan_of
 from sft_dist.ppo.ptx import Ptx
 from sft_dist.ppo.report import write_report
-from sft_dist.ppo.rewards import functions_of
+from sft_dist.ppo.rewards import functions_of, model_rewards
 from sft_dist.ppo.roller import Prompts, Reward, Roller
 from sft_dist.saving import save_model
 from sft_dist.stages import Setting
@@ -38,7 +36,7 @@ class PPOStage:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.functions = functions_of(setting.recipe.ppo)
-        self.models = model_rewards(setting)
+        self.models = model_rewards(setting.recipe, setting.tokenizer, setting.path)
 
     def prepare_data(self) -> list[str]:
         """The prompts that are trained on and those held out."""
@@ -71,7 +69,8 @@ class PPOStage:
         roller = partial(Roller, trainer, settings, s.tokenizer, stops, rewards, plan.seed)
         ptx = Ptx(self.ptx.rows, plan.rows, plan.seed, trainer.pad) if self.ptx else None
         digest = digest_of_rows(self.train.rows, plan.rollout, plan.mini_batches, plan.epochs)
-        trainer.arrange(plan, Prompts(self.train.rows), roller, digest, ptx)
+        held_out = Prompts(self.held_out.rows) if self.held_out else None
+        trainer.arrange(plan, Prompts(self.train.rows), held_out, roller, digest, ptx)
         trainer.model.policy.generation_config.eos_token_id = stops
         s.say(plan_line(plan))
 
@@ -79,9 +78,8 @@ class PPOStage:
         """Rewards, KL and lengths of the responses to the held-out prompts."""
         if self.held_out is None:
             return None
-        rows = list(range(len(self.held_out.rows)))
-        self.setting.say(f"measuring {when} training: {len(rows)} held-out prompts to answer")
-        return self.trainer.measured(Prompts(self.held_out.rows), rows, self.setting.recipe.eval.num_prompts)
+        self.setting.say(f"measuring {when} training: {len(self.held_out.rows)} held-out prompts to answer")
+        return self.trainer.measured(self.setting.recipe.eval.num_prompts)
 
     def save(self) -> None:
         """The policy, or its adapter."""
@@ -100,19 +98,6 @@ class PPOStage:
         )
         split = settings.ptx_dataset_train_split
         return rows_of(data, s.template, s.limit, split, "ppo.ptx_dataset_name")
-
-
-def room_for_prompts(recipe: Recipe, limit: int | None) -> int | None:
-    """Tokens that a prompt may have beside the longest response. Raises :class:`UserError` where none are left."""
-    if limit is None:
-        return None
-    room = limit - recipe.ppo.response_length
-    if room < 1:
-        raise UserError(
-            f"ppo.response_length: {recipe.ppo.response_length} tokens leave no room for a prompt in rows of {limit} "
-            "(train.max_length); lower it"
-        )
-    return room
 
 
 def plan_line(plan: Plan) -> str:
