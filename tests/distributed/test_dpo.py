@@ -97,5 +97,7 @@ def test_a_reference_that_was_asked_beforehand_says_the_same(folder: Path) -> No
 def test_a_resumed_run_has_the_bits_of_one_that_was_never_stopped(folder: Path) -> None:
     assert numbers(folder / "whole") == numbers(folder / "again")
     assert weights_hash(folder / "whole") == weights_hash(folder / "again")
-    # Those of two sides of the training rows and of the held-out rows.
+    # Numbers of the training rows and of the held-out rows, made by the first run that wanted them, under any strategy.
     assert len(list((folder / "cache" / "reference").glob("*.npy"))) == 2
+    made = [log.read_text().count(" pairs computed (") for log in folder.glob("*.0.log")]
+    assert sum(made) == 2
