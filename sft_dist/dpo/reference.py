@@ -173,7 +173,9 @@ def _autocast(setting: Setting) -> bool:
 @contextmanager
 def _one_level(args: TrainingArguments) -> Iterator[None]:
     """Shard over all processes where the policy is sharded within nodes: DeepSpeed makes those groups once."""
-    held = args.hf_deepspeed_config.config["zero_optimization"] if args.hf_deepspeed_config is not None else {}
+    # The arguments have it under DeepSpeed only.
+    settings = getattr(args, "hf_deepspeed_config", None)
+    held = settings.config["zero_optimization"] if settings is not None else {}
     nodes = held.pop(HIERARCHICAL, None)
     try:
         yield

@@ -23,7 +23,7 @@ from sft_dist.world import World
 from tests import tiny
 from tests.recipe_texts import MINIMAL, load
 
-ARGS: Any = SimpleNamespace(device=torch.device("cpu"), hf_deepspeed_config=None)
+ARGS: Any = SimpleNamespace(device=torch.device("cpu"))
 
 
 def pairs(count: int) -> Dataset:
