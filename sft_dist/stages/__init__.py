@@ -74,6 +74,10 @@ def stage_of(setting: Setting) -> Stage:
         from sft_dist.stages.sft import SFTStage
 
         return SFTStage(setting)
+    if setting.recipe.stage == "dpo":
+        from sft_dist.stages.dpo import DPOStage
+
+        return DPOStage(setting)
     if setting.recipe.stage == "ppo":
         from sft_dist.stages.ppo import PPOStage
 
