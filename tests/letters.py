@@ -12,6 +12,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 LETTERS = "abcdefghij"
+NAMES = ("<pad>", "<end>", "<ask>")
+# Nothing but letters and the end, so that the letters of a response are all its tokens.
+PLAIN = ("<end>",)
 # Longest response of the tasks, and the length that `length` asks for.
 ROOM, WANTED = 12, 6
 _TEMPLATE = (
@@ -35,7 +38,7 @@ def pattern(prompts: list[str], completions: list[str]) -> list[float]:
     return [sum(text[i : i + 2] in ("ab", "bc", "ca") for i in range(len(text))) / (ROOM - 1) for text in completions]
 
 
-def tokenizer(letters: str = LETTERS, names: Sequence[str] = ("<pad>", "<end>", "<ask>")) -> PreTrainedTokenizerFast:
+def tokenizer(letters: str = LETTERS, names: Sequence[str] = NAMES) -> PreTrainedTokenizerFast:
     """A token for each letter behind those of padding, of the end of a response, and of the end of a prompt.
 
     Of `names` there may be one alone, which is the end of a response and padding, too.
@@ -50,12 +53,14 @@ def tokenizer(letters: str = LETTERS, names: Sequence[str] = ("<pad>", "<end>", 
     return wrapped
 
 
-def save_model(folder: Path, architecture: str = "llama", seed: int = 0, **more: Any) -> Path:
+def save_model(
+    folder: Path, architecture: str = "llama", seed: int = 0, names: Sequence[str] = NAMES, **more: Any
+) -> Path:  # fmt: skip
     """A model directory of a small random model of the language. Architectures: llama, opt. `more`: of its config."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
-    words = tokenizer()
+    words = tokenizer(names=names)
     size = {**sizes(words), **more}
     if architecture == "opt":
         config = OPTConfig(**{"ffn_dim": 96, "word_embed_proj_dim": size["hidden_size"], "dropout": 0.0,
