@@ -22,6 +22,7 @@ from sft_dist.data.mixture_sources import key_of, sources_of, title_of
 from sft_dist.data.overlap import MOST, overlap_of_sources
 from sft_dist.data.pair_formats import PAIR_STAGES
 from sft_dist.data.pairs import PairTokens
+from sft_dist.data.prompts import room_for_prompts
 from sft_dist.data.rows import nothing_left, tokenized
 from sft_dist.data.sources import open_source, test_split_of
 from sft_dist.data.template import ChatTemplate, load_template
@@ -29,6 +30,7 @@ from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import DataError
 from sft_dist.models import load_config, row_length
 from sft_dist.preview_pairs import pair_previews, pair_rows
+from sft_dist.preview_prompts import Shown, check_rewards, prompt_previews, prompt_rows
 from sft_dist.process import guarded
 from sft_dist.recipe import load_recipe
 from sft_dist.render.preview import PreviewRecord, PreviewSummary, TokenSpan, to_html, to_terminal
@@ -68,6 +70,9 @@ def check_sample(recipe: Recipe) -> None:
     Raises :class:`DataError` for a bad record, and where nothing in a sample would be trained.
     """
     template, masker = _template(recipe)
+    if recipe.stage == "ppo":
+        _check_prompts(recipe, template, masker.max_length)
+        return
     pairs = recipe.stage in PAIR_STAGES
     print(f"template: {template.origin}; a response ends with {template.closing or 'the eos token'!r}")
     for part in [*_parts(recipe, "train"), *(_parts(recipe, "test") if test_split_of(recipe) else ())]:
@@ -84,6 +89,22 @@ def check_sample(recipe: Recipe) -> None:
         )
     if test_split_of(recipe):
         _check_overlap(recipe)
+
+
+def _check_prompts(recipe: Recipe, template: ChatTemplate, limit: int | None) -> None:
+    """The same for prompts, and the rewards of a recipe."""
+    print(f"template: {template.origin}; a response ends with {template.closing or 'the eos token'!r}")
+    room, shown = room_for_prompts(recipe, limit), []
+    for part in [*_parts(recipe, "train"), *(_parts(recipe, "test") if test_split_of(recipe) else ())]:
+        account = Account()
+        rows = list(_prompts(part, template, room, account))
+        if not rows:
+            raise DataError(f"{part.key}: {nothing_left(account)}")
+        shown += rows
+        mean, longest = account.tokens / len(rows), max(len(row.ids) for row in rows)
+        print(f"{part.title}: the first {len(rows)} prompts have {mean:.0f} tokens, at most {longest}")
+    for line in check_rewards(recipe, template, builtin_models.resolve(recipe.model.model_name_or_path), shown):
+        print(line)
 
 
 def _check_overlap(recipe: Recipe) -> None:
@@ -103,7 +124,11 @@ def preview(recipe: Recipe, count: int, split: str, html: Path | None) -> None:
 
     template, masker = _template(recipe)
     pairs = recipe.stage in PAIR_STAGES
-    shown = [_records(part, template, masker, pairs) for part in _parts(recipe, split)]
+    if recipe.stage == "ppo":
+        room = room_for_prompts(recipe, masker.max_length)
+        shown = [prompt_previews(_prompts(part, template, room, Account()), template) for part in _parts(recipe, split)]
+    else:
+        shown = [_records(part, template, masker, pairs) for part in _parts(recipe, split)]
     in_turn = (record for turn in itertools.zip_longest(*shown) for record in turn if record is not None)
     records = list(itertools.islice(in_turn, 2 * count if pairs else count))
     summary = PreviewSummary(
@@ -169,6 +194,11 @@ def _rows(part: _Part, template: ChatTemplate, masker: Masker, account: Account)
 
 def _pairs(part: _Part, template: ChatTemplate, masker: Masker, account: Account) -> Iterator[tuple[str, PairTokens]]:
     return pair_rows(open_source(part.data, part.split, part.key), part.data, template, masker, account, SAMPLE)
+
+
+def _prompts(part: _Part, template: ChatTemplate, room: int | None, account: Account) -> Iterator[Shown]:
+    source = open_source(part.data, part.split, part.key)
+    return prompt_rows(source, part.data, template, room, account, SAMPLE)
 
 
 def _record(template: ChatTemplate, where: str, row: Tokens, form: str) -> PreviewRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,17 +10,12 @@ from torch import nn
 
 from sft_dist import adapters, builtin_models
 from sft_dist.config import PeftSection, Recipe
-from sft_dist.data.tokenizer import load_tokenizer
-from sft_dist.errors import UserError
 from sft_dist.heads import SCORE, Head, draw_head
 from sft_dist.loading import Part, begin, finish
-from sft_dist.modelinfo import max_positions
-from sft_dist.models import load_config
 from sft_dist.ppo.actors import POLICY, VALUE, Actors
-from sft_dist.ppo.lora import AdapterReward, add_adapter, head_of, reward_adapter
-from sft_dist.ppo.names import RewardName, reward_names, value_source
-from sft_dist.ppo.rewards import ModelReward, tokenizer_fault
-from sft_dist.reward_model import refuse_headless
+from sft_dist.ppo.lora import AdapterReward, add_adapter, head_of, own_adapter
+from sft_dist.ppo.names import value_source
+from sft_dist.ppo.rewards import ModelReward
 from sft_dist.stages import Setting
 from sft_dist.tensor_files import tensor_files
 
@@ -54,7 +48,7 @@ def load_actors(setting: Setting, rewards: Sequence[ModelReward]) -> Actors:
             value = load(source, frozen, "reward")
     models: list[Any] = []
     for reward in rewards:
-        folder = _own_adapter(reward.name.source, s)
+        folder = own_adapter(recipe, reward.name.source, s.path)
         if folder is None:
             models.append(load(reward.name.source, frozen, "reward"))
             # It scores at the last token that is no padding of its own.
@@ -71,16 +65,9 @@ def load_actors(setting: Setting, rewards: Sequence[ModelReward]) -> Actors:
     return actors
 
 
-def _own_adapter(source: str, setting: Setting) -> Path | None:
-    """The folder of a reward model that shares the weights of a LoRA policy, or None."""
-    if not setting.recipe.peft.use_peft:
-        return None
-    return reward_adapter(builtin_models.resolve(source), setting.path)
-
-
 def _add_value(policy: Any, source: str, setting: Setting) -> Callable[[], None]:
     """Give the policy an adapter for the value: a copy of the reward model's, or one of the recipe's shape."""
-    peft, folder = setting.recipe.peft, _own_adapter(source, setting)
+    peft, folder = setting.recipe.peft, own_adapter(setting.recipe, source, setting.path)
     if folder is not None:
         return add_adapter(policy, VALUE, folder, setting.backend, peft.load_in_4bit)
     one_type = setting.backend.stage == 3 and not peft.load_in_4bit
@@ -96,35 +83,13 @@ def _train_alone(policy: Any, recipe: Recipe) -> None:
             parameter.requires_grad_(own and any(f".{one}" in name for one in (POLICY, VALUE)))
 
 
-def model_rewards(setting: Setting) -> list[ModelReward]:
-    """The reward models of a recipe. Raises :class:`UserError` where one cannot judge what the policy writes."""
-    names = [name for name in reward_names(setting.recipe.ppo) if not name.is_function]
-    return [_model_reward(setting, name, number) for number, name in enumerate(names)]
-
-
-def _model_reward(setting: Setting, name: RewardName, number: int) -> ModelReward:
-    path = builtin_models.resolve(name.source)
-    section = setting.recipe.model.model_copy(update={"model_name_or_path": path})
-    try:
-        if _own_adapter(name.source, setting) is None:
-            refuse_headless(path, section)
-        config = load_config(path, section).to_dict()
-        tokenizer = load_tokenizer(path, section, lambda _: None)
-    except UserError as error:
-        raise UserError(f"{name.key}: {str(error).partition(': ')[2] or error}") from error
-    fault = tokenizer_fault(tokenizer, setting.tokenizer)
-    if fault and not setting.recipe.ppo.retokenize:
-        raise UserError(f"{name.key}: {name.source}: {fault}; set ppo.retokenize=true to give it the text anew")
-    return ModelReward(name, number, tokenizer if fault else None, tokenizer.pad_token_id, max_positions(config))
-
-
 def _head(policy: Any, source: str, recipe: Recipe, setting: Setting) -> nn.Linear:
     """A value head for the policy's hidden states: that of the reward model where its width is the policy's."""
     base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     width = base.get_output_embeddings().in_features
     head = nn.Linear(width, 1, bias=False, dtype=getattr(torch, recipe.model.dtype))
     draw_head([("score.weight", head.weight)], recipe.train.seed)
-    folder = _own_adapter(source, setting)
+    folder = own_adapter(setting.recipe, source, setting.path)
     files = tensor_files(builtin_models.resolve(source), recipe.model.model_revision)
     name = f"{SCORE}.weight"
     if folder is not None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from sft_dist import builtin_models
 from sft_dist.backend import Backend
+from sft_dist.config import Recipe
 from sft_dist.heads import SCORE, put_values
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -28,18 +29,18 @@ class AdapterReward(nn.Module):
         self.adapter, self.head = adapter, head
 
 
-def reward_adapter(path: str, policy: str) -> Path | None:
-    """The folder of a reward model that is an adapter of the same base as the policy, or None.
+def own_adapter(recipe: Recipe, source: str, policy: str) -> Path | None:
+    """The folder of a reward model that is an adapter of the frozen weights of a LoRA policy, or None.
 
-    `policy`: the folder of the policy's frozen weights.
+    `policy`: the folder of those weights.
     """
-    file = Path(path) / _CONFIG
-    if not file.is_file():
+    path = Path(builtin_models.resolve(source))
+    if not (recipe.peft.use_peft and (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()):
         return None
-    held = json.loads(file.read_text(encoding="utf-8"))
+    held = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
     base = builtin_models.resolve(str(held.get("base_model_name_or_path")))
     same = os.path.realpath(base) == os.path.realpath(policy) if Path(base).exists() else base == policy
-    return Path(path) if same and held.get("task_type") == "SEQ_CLS" and (Path(path) / _WEIGHTS).is_file() else None
+    return path if same and held.get("task_type") == "SEQ_CLS" else None
 
 
 def add_adapter(

@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sft_dist import builtin_models
+from sft_dist.config import Recipe
 from sft_dist.config_stages import PPOSection
+from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import UserError
+from sft_dist.modelinfo import max_positions
+from sft_dist.models import load_config
+from sft_dist.ppo.lora import own_adapter
 from sft_dist.ppo.names import RewardName, reward_names
+from sft_dist.reward_model import refuse_headless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,6 +132,33 @@ def load_function(name: RewardName) -> Function:
     if not callable(function):
         raise UserError(f"{name.key}: {name.source} is a {type(function).__name__}, not a function")
     return function
+
+
+def model_rewards(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, path: str) -> list[ModelReward]:
+    """The reward models of a recipe. `tokenizer` and `path`: of the policy.
+
+    Raises :class:`UserError` where one cannot judge what the policy writes.
+    """
+    names = [name for name in reward_names(recipe.ppo) if not name.is_function]
+    return [_model_reward(recipe, tokenizer, path, name, number) for number, name in enumerate(names)]
+
+
+def _model_reward(
+    recipe: Recipe, policys: PreTrainedTokenizerBase, policy: str, name: RewardName, number: int
+) -> ModelReward:
+    path = builtin_models.resolve(name.source)
+    section = recipe.model.model_copy(update={"model_name_or_path": path})
+    try:
+        if own_adapter(recipe, name.source, policy) is None:
+            refuse_headless(path, section)
+        config = load_config(path, section).to_dict()
+        tokenizer = load_tokenizer(path, section, lambda _: None)
+    except UserError as error:
+        raise UserError(f"{name.key}: {str(error).removeprefix('model.model_name_or_path: ')}") from error
+    fault = tokenizer_fault(tokenizer, policys)
+    if fault and not recipe.ppo.retokenize:
+        raise UserError(f"{name.key}: {name.source}: {fault}; set ppo.retokenize=true to give it the text anew")
+    return ModelReward(name, number, tokenizer if fault else None, tokenizer.pad_token_id, max_positions(config))
 
 
 def tokenizer_fault(own: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase) -> str | None:

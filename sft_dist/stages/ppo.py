@@ -8,19 +8,17 @@ from functools import partial
 from transformers import TrainingArguments
 
 from sft_dist.checkpoints.keeper import Held
-from sft_dist.config import Recipe
 from sft_dist.data.account import summary_lines
-from sft_dist.data.prompts import prepare_prompts
+from sft_dist.data.prompts import prepare_prompts, room_for_prompts
 from sft_dist.data.rows import Prepared, rows_of
 from sft_dist.data.template import stop_token_ids
-from sft_dist.errors import UserError
 from sft_dist.metrics_file import rewind_metrics
-from sft_dist.ppo.loading import load_actors, model_rewards
+from sft_dist.ppo.loading import load_actors
 from sft_dist.ppo.names import reward_names
 from sft_dist.ppo.plan import Plan, plan_of
 from sft_dist.ppo.ptx import Ptx
 from sft_dist.ppo.report import write_report
-from sft_dist.ppo.rewards import functions_of
+from sft_dist.ppo.rewards import functions_of, model_rewards
 from sft_dist.ppo.roller import Prompts, Reward, Roller
 from sft_dist.saving import save_model
 from sft_dist.stages import Setting
@@ -38,7 +36,7 @@ class PPOStage:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.functions = functions_of(setting.recipe.ppo)
-        self.models = model_rewards(setting)
+        self.models = model_rewards(setting.recipe, setting.tokenizer, setting.path)
 
     def prepare_data(self) -> list[str]:
         """The prompts that are trained on and those held out."""
@@ -100,19 +98,6 @@ class PPOStage:
         )
         split = settings.ptx_dataset_train_split
         return rows_of(data, s.template, s.limit, split, "ppo.ptx_dataset_name")
-
-
-def room_for_prompts(recipe: Recipe, limit: int | None) -> int | None:
-    """Tokens that a prompt may have beside the longest response. Raises :class:`UserError` where none are left."""
-    if limit is None:
-        return None
-    room = limit - recipe.ppo.response_length
-    if room < 1:
-        raise UserError(
-            f"ppo.response_length: {recipe.ppo.response_length} tokens leave no room for a prompt in rows of {limit} "
-            "(train.max_length); lower it"
-        )
-    return room
 
 
 def plan_line(plan: Plan) -> str:
