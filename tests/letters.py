@@ -88,11 +88,7 @@ def save_reward_model(folder: Path, architecture: str = "llama", seed: int = 0, 
     save_model(folder, architecture, **more)
     config = AutoConfig.from_pretrained(folder, num_labels=1)
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(config)
-    with torch.no_grad():
-        # As it is drawn, it would hardly tell one response from another.
-        model.score.weight.mul_(20)
-    model.save_pretrained(folder)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     return folder
 
 
