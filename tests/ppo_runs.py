@@ -80,9 +80,10 @@ def _checkpoint(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"checkpoint-{step}"
 
 
-def learning_recipe(folder: Path, architecture: str) -> Path:
-    """Rollouts of 64 prompts, four epochs over each in two mini-batches. Rewards, seed and output are overridden."""
-    model = letters.save_model(folder / architecture, architecture, names=letters.PLAIN)
+def learning_recipe(folder: Path, architecture: str, seed: int = 0) -> Path:
+    """Rollouts of 64 prompts, four epochs over each in two mini-batches, for a reward yet to be named. `seed`: of the
+    model."""
+    model = letters.save_model(folder / architecture, architecture, seed, letters.PLAIN)
     return write_recipe(
         folder / f"{architecture}.yaml",
         stage="ppo",
