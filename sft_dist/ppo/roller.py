@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from sft_dist.ppo.vllm import VLLM
+
 Reward = ModelReward | FunctionReward
 
 
@@ -54,17 +56,17 @@ class Roller:
     """Makes rollouts with a trainer's actors. All ranks call it together.
 
     `stops`: the tokens that end a response. `between` is called between batches, by all ranks alike, and may raise
-    to leave the rollout; `alive` at every token.
+    to leave the rollout; `alive` at every token. `vllm`: what generates in the place of transformers.
     """
 
     def __init__(
         self, trainer: Any, settings: PPOSection, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int],
         rewards: Sequence[Reward], seed: int, between: Callable[[], None], alive: Callable[[], None],
-        generate: Callable[..., list[Ids]] = respond,
+        vllm: VLLM | None = None,
     ) -> None:  # fmt: skip
         self.trainer, self.settings, self.tokenizer = trainer, settings, tokenizer
         self.stops, self.rewards, self.seed = stops, rewards, seed
-        self.between, self.alive, self.generate = between, alive, generate
+        self.between, self.alive, self.vllm = between, alive, vllm
         self.seconds = 0.0
 
     def roll(self, number: int, prompts: Prompts, rows: Sequence[int], tag: int = 0) -> Rollout:
@@ -92,14 +94,19 @@ class Roller:
         settings, trainer = self.settings, self.trainer
         found = []
         seed = (self.seed << 8) + tag
+        generate = respond if self.vllm is None else self.vllm.respond
         with torch.no_grad(), gathered(trainer, trainer.backend) as policy, trainer.accelerator.autocast():
+            if self.vllm is not None:
+                self.vllm.begin()
             for batch in batches:
                 self.between()
                 tokens = settings.response_length
                 numbers = chances(seed, number, batch, tokens) if settings.temperature else None
-                texts = self.generate(policy, [ids[place] for place in batch], numbers, tokens, settings.temperature,
+                texts = generate(policy, [ids[place] for place in batch], numbers, tokens, settings.temperature,
                                       self.stops, self.tokenizer.pad_token_id, self.alive)  # fmt: skip
                 found.append(list(zip(batch, texts, strict=True)))
+            if self.vllm is not None:
+                self.vllm.end()
         self.seconds += time.perf_counter() - began
         return found
 

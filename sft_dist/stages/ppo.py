@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 from transformers import TrainingArguments
 
@@ -25,6 +26,9 @@ from sft_dist.stages import Setting
 from sft_dist.trainers.arguments import training_arguments
 from sft_dist.trainers.ordered import digest_of_rows
 from sft_dist.trainers.ppo import Measured, PPOTrainer
+
+if TYPE_CHECKING:
+    from sft_dist.ppo.vllm import VLLM
 
 
 class PPOStage:
@@ -66,7 +70,7 @@ class PPOStage:
         by_name = {reward.name.name: reward for reward in every}
         rewards = [by_name[name.name] for name in reward_names(settings)]
         stops = stop_token_ids(s.template)
-        roller = partial(Roller, trainer, settings, s.tokenizer, stops, rewards, plan.seed)
+        roller = partial(Roller, trainer, settings, s.tokenizer, stops, rewards, plan.seed, vllm=self._vllm())
         ptx = Ptx(self.ptx.rows, plan.rows, plan.seed, trainer.pad) if self.ptx else None
         digest = digest_of_rows(self.train.rows, plan.rollout, plan.mini_batches, plan.epochs)
         held_out = Prompts(self.held_out.rows) if self.held_out else None
@@ -88,6 +92,14 @@ class PPOStage:
     def report(self, after: Measured | None, seconds: float) -> None:
         """Summary, curves and samples."""
         write_report(self.setting, self.trainer, self.train.account, after, seconds)
+
+    def _vllm(self) -> VLLM | None:
+        s = self.setting
+        if s.recipe.ppo.generator != "vllm":
+            return None
+        from sft_dist.ppo.vllm import VLLM
+
+        return VLLM(self.trainer.model.policy, self.trainer.accelerator, s.tokenizer, s.limit)
 
     def _ptx_rows(self) -> Prepared | None:
         s, settings = self.setting, self.setting.recipe.ppo
