@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from launch import devices, hub, local
+from launch.check_rewards import rewards
 from launch.environment import config_path, worker_environments
 from launch.place import Place, this_machine
 from sft_dist import builtin_models
@@ -58,6 +59,7 @@ def findings(recipe: Recipe, place: Place | None = None) -> list[Finding]:
         lambda: _packages(recipe, where()),
         lambda: _output(recipe),
         lambda: _model(recipe),
+        lambda: (Finding("fine" if known else "unverified", text) for known, text in rewards(recipe)),
         lambda: _data(recipe),
         lambda: _parallel(recipe, where()),
     )

@@ -59,7 +59,7 @@ def check_rewards(recipe: Recipe, template: ChatTemplate, path: str, rows: Seque
     """
     tried = [row for row in rows if row.asked.answer][:_TRIED] or list(rows[:_TRIED])
     texts = Texts(
-        prompts=[row.asked.turns[-1].content for row in tried],
+        turns=[row.asked.turns for row in tried],
         completions=[row.asked.answer for row in tried],
         prompt_ids=[row.ids for row in tried],
         completion_ids=[[] for _ in tried],

@@ -46,6 +46,9 @@ class Actors(nn.Module):
         for part in (reference, *rewards):
             if part is not None:
                 part.requires_grad_(False)
+                if hasattr(part, "config"):
+                    # Not all models of all kinds take it as an argument.
+                    part.config.use_cache = False
         for part in parts:
             without_dropout(part)
 
@@ -93,7 +96,7 @@ class Actors(nn.Module):
             ]
             scores: torch.Tensor = model.head(last.to(model.head.weight.dtype))
         else:
-            scores = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+            scores = model(input_ids=input_ids, attention_mask=attention_mask).logits
         return scores.squeeze(-1).float()
 
     def _policy_pass(self, batch: Batch, want_entropy_gradient: bool) -> dict[str, torch.Tensor]:
