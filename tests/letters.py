@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,13 @@ def length(prompts: list[str], completions: list[str]) -> list[float]:
 def pattern(prompts: list[str], completions: list[str]) -> list[float]:
     """How many neighbours, out of those that have room, follow a-b-c-a; 1 at most."""
     return [sum(text[i : i + 2] in ("ab", "bc", "ca") for i in range(len(text))) / (ROOM - 1) for text in completions]
+
+
+def failing(prompts: list[str], completions: list[str]) -> list[float]:
+    """None, on the second process of a run."""
+    if os.environ.get("RANK") == "1":
+        raise LookupError("no judge")
+    return [0.0] * len(completions)
 
 
 def tokenizer(letters: str = LETTERS, names: Sequence[str] = NAMES) -> PreTrainedTokenizerFast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.outcome import numbers, weights_hash
 from tests.ppo_runs import CASES, ROLLOUTS, STEPS_PER_ROLLOUT, learning_recipe, rollouts_of, small_recipe, told_of
 from tests.ppo_runs import weights_at as weights
 from tests.ranks import do_runs
-from tests.recipes import records
+from tests.recipes import records, sft_dist
 
 TOLERANCE = 1e-4
 # In the middle of a rollout's steps, and between two rollouts.
@@ -142,3 +143,16 @@ def test_it_learns_what_has_a_known_optimum(folder: Path, architecture: str, tas
     told = told_of(folder / "learning" / f"{architecture}-{task}")
     assert told[0]["objective/scores"] < 0.6
     assert told[-1]["objective/scores"] >= 0.9
+
+
+def test_a_reward_that_fails_on_one_process_ends_the_run_with_a_line(folder: Path) -> None:
+    """The other one must not wait in the reward model, whose weights are sharded."""
+    rewards = {"mine": {"function": "tests.letters:failing"}, "scorer": {"model": str(folder / "llama-reward")}}
+    done = sft_dist(
+        folder, "run", str(folder / "llama.yaml"), f"ppo.rewards={json.dumps(rewards)}", "parallel.processes=2",
+        "parallel.strategy=fsdp2", f"output.output_dir={folder / 'failing'}",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
+    said = "ppo.rewards.mine.function: tests.letters:failing raised LookupError: no judge (first of the response "
+    assert said in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
