@@ -16,20 +16,30 @@ from tests.recipes import write_recipe
 # Each case has another kind of value and of reward, and draws or does not.
 CASES: dict[str, tuple[str, ...]] = {
     "greedy": ("ppo.temperature=0", "ppo.reward_norm=true", "ppo.kl_target=2", "ppo.kl_horizon=50"),
-    "sampled": ("ppo.value_model=shared", "ppo.entropy_coef=0.01", "ppo.kl_estimator=k3", "ppo.whiten_rewards=true"),
+    "sampled": (
+        "ppo.value_model=shared",
+        "ppo.entropy_coef=0.01",
+        "ppo.kl_estimator=k3",
+        "ppo.whiten_rewards=true",
+        "ppo.ptx_coef=0.5",
+    ),
     "lora": ("peft.use_peft=true", "peft.lora_dropout=0", "peft.lora_r=4", "train.learning_rate=1e-2"),
     "lora-shared": ("peft.use_peft=true", "peft.lora_dropout=0", "peft.lora_r=4", "ppo.value_model=shared"),
 }
 ROLLOUTS, STEPS_PER_ROLLOUT = 3, 4
+# What is trained on beside the rollouts where `ptx_coef` is set: as many records as a step has responses.
+BESIDE = (("ab", "cdef"), ("j", "i"), ("abcde", "fghijfghij"), ("ca", "b"))
 
 
 def small_recipe(folder: Path, architecture: str = "llama") -> Path:
     """Three rollouts of eight prompts, two epochs over each in two mini-batches; every step is kept.
 
-    The rewards are a model's and a function's.
+    The rewards are a model's and a function's. Beside it lies `beside.jsonl`.
     """
     model = letters.save_model(folder / architecture, architecture, initializer_range=0.3)
     scorer = letters.save_reward_model(folder / f"{architecture}-reward", architecture, initializer_range=0.3)
+    beside = [json.dumps({"prompt": prompt, "completion": answer}) for prompt, answer in BESIDE]
+    (folder / "beside.jsonl").write_text("\n".join(beside) + "\n")
     rewards = {"scorer": {"model": str(scorer), "weight": 0.5}, "share": {"function": "tests.letters:share"}}
     return write_recipe(
         folder / f"{architecture}.yaml",

@@ -8,12 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft_dist.ppo.plan import Plan
 from tests import ppo_by_hand
 from tests.outcome import numbers, weights_hash
-from tests.ppo_runs import CASES, ROLLOUTS, STEPS_PER_ROLLOUT, learning_recipe, rollouts_of, small_recipe, told_of
+from tests.ppo_runs import (
+    BESIDE,
+    CASES,
+    ROLLOUTS,
+    STEPS_PER_ROLLOUT,
+    learning_recipe,
+    rollouts_of,
+    small_recipe,
+    told_of,
+)
 from tests.ppo_runs import weights_at as weights
 from tests.ranks import do_runs
 from tests.recipes import records, sft_dist
@@ -40,7 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _job(folder: Path, recipe: Path, name: str, *words: str) -> list[str]:
-    return [str(recipe), *words, f"output.output_dir={folder / name}"]
+    beside = [f"ppo.ptx_dataset_name={folder / 'beside.jsonl'}"] if "ppo.ptx_coef=0.5" in words else []
+    return [str(recipe), *words, *beside, f"output.output_dir={folder / name}"]
 
 
 def _learning(folder: Path) -> list[list[str]]:
@@ -136,6 +148,23 @@ def _assert_equal(one: Path, other: Path) -> None:
     for row, same in zip(ours, theirs, strict=True):
         for name in ("loss", "grad_norm", *(name for name in names if name in row)):
             assert same[name] == pytest.approx(row[name], rel=TOLERANCE, abs=TOLERANCE), (other.name, row["step"], name)
+
+
+def test_the_loss_beside_the_rollouts_is_that_of_sft(folder: Path) -> None:
+    """Of all trained tokens of the step's records alike, under the policy that the run began with."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "llama").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "llama")
+    losses: list[float] = []
+    for prompt, answer in BESIDE:
+        asked, ids = (tokenizer(text)["input_ids"] for text in (f"{prompt}<ask>", f"{prompt}<ask>{answer}<end>"))
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0].double()
+        losses += [-float(logits[t - 1].log_softmax(0)[ids[t]]) for t in range(len(asked), len(ids))]
+    assert len(losses) == sum(len(answer) + 1 for _, answer in BESIDE)
+    found = records(folder / "single-sampled")
+    assert found[0]["loss/ptx_avg"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert found[-1]["loss/ptx_avg"] < found[0]["loss/ptx_avg"]
+    assert "loss/ptx_avg" not in records(folder / "single-greedy")[0]
 
 
 @pytest.mark.parametrize(("architecture", "task"), list(LEARNED))
