@@ -6,6 +6,7 @@ same without, and the value model the same with an adapter of its own and a head
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -181,13 +182,17 @@ def _bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _inputs(batch: Batch) -> Batch:
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+def _inputs(model: Any, batch: Batch) -> Batch:
+    """What a model is given; positions, where it does not have them from the tokens' distances."""
+    names = ["input_ids", "attention_mask"]
+    if "position_ids" in inspect.signature(type(_bare(model)).forward).parameters:
+        names.append("position_ids")
+    return {name: batch[name] for name in names}
 
 
 def _logits(model: Any, batch: Batch, width: int) -> torch.Tensor:
     """The logits (rows, width + 1, vocabulary) at the position before the last `width` tokens, and at theirs."""
-    logits: torch.Tensor = model(**_inputs(batch), use_cache=False, logits_to_keep=width + 1).logits
+    logits: torch.Tensor = model(**_inputs(model, batch), use_cache=False, logits_to_keep=width + 1).logits
     return logits
 
 
@@ -204,7 +209,7 @@ def _read_by(module: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 def _trunk(model: Any, batch: Batch) -> torch.Tensor:
     """The hidden states behind the last layer, (rows, length, hidden)."""
-    hidden: torch.Tensor = model.base_model(**_inputs(batch), use_cache=False).last_hidden_state
+    hidden: torch.Tensor = model.base_model(**_inputs(model, batch), use_cache=False).last_hidden_state
     return hidden
 
 

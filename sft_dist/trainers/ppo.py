@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +198,10 @@ class PPOTrainer(Ordered, _Loss):
 
     def _keep(self, rollout: Rollout, told: Mapping[str, float]) -> None:
         """Write samples of the rollout, and its numbers, for people to look at."""
-        if self.args.process_index == 0:
+        if self.args.process_index:
+            return
+        # A full disk is no reason to stop.
+        with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             kept = samples_of(
                 rollout, self.settings.samples_per_rollout, self.processing_class.decode, self.prompts.where
