@@ -90,7 +90,11 @@ class Actors(nn.Module):
             with adapters(self.policy, model.adapter):
                 base = _bare(self.policy).base_model
                 hidden = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-            last = hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(1) - 1]
+            # As transformers does it: the last token that is no padding, even where padding is what ends a text.
+            places = torch.arange(input_ids.shape[1], device=hidden.device)
+            last = hidden[
+                torch.arange(len(hidden), device=hidden.device), (places * (input_ids != model.pad)).argmax(1)
+            ]
             scores: torch.Tensor = model.head(last.to(model.head.weight.dtype))
         else:
             scores = model(input_ids=input_ids, attention_mask=attention_mask).logits
