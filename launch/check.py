@@ -60,8 +60,8 @@ def findings(recipe: Recipe, place: Place | None = None) -> list[Finding]:
         lambda: _packages(recipe, where()),
         lambda: _output(recipe),
         lambda: _model(recipe),
-        lambda: (Finding("fine" if known else "unverified", text) for known, text in reference(recipe)),
-        lambda: (Finding("fine" if known else "unverified", text) for known, text in rewards(recipe)),
+        lambda: _told(reference(recipe)),
+        lambda: _told(rewards(recipe)),
         lambda: _data(recipe),
         lambda: _parallel(recipe, where()),
     )
@@ -71,6 +71,11 @@ def findings(recipe: Recipe, place: Place | None = None) -> list[Finding]:
         except UserError as error:
             found.append(Finding("fault", str(error)))
     return found
+
+
+def _told(lines: Iterator[tuple[bool, str]]) -> Iterator[Finding]:
+    """Lines that are known to be well, or not known."""
+    return (Finding("fine" if known else "unverified", text) for known, text in lines)
 
 
 def refuse_faults(found: Sequence[Finding], unverified_too: bool) -> None:

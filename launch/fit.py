@@ -71,7 +71,7 @@ def state_bytes(recipe: Recipe, weights: int, strategy: str, processes: int) -> 
 
     Of a weight that is trained: itself and its gradient in `model.dtype`, and Adam's two moments in fp32. What is
     sharded counts by 1/N (Rajbhandari et al. 2020, ZeRO, section 3). Under LoRA the weights alone: the adapter is
-    small beside them. DPO's reference is weights that are not trained.
+    small beside them.
     """
     one = 4.0 if recipe.model.dtype == "float32" else 2.0
     trained_models, all_models = models_of(recipe)

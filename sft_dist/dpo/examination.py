@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sft_dist.data.formats import Conversation
+from sft_dist.data.masking import IGNORE
 from sft_dist.data.rows import turns_of
 from sft_dist.evaluation.examination import Examination, Result
 from sft_dist.render.comparison import Figure, Measure
@@ -31,15 +32,8 @@ class PairExamination(Examination):
     curve_unit = "DPO loss"
 
     def prompts_of(self, rows: Any, most: int) -> list[tuple[Conversation, str]]:
-        """The first prompts that are no plain text, each with the chosen answer."""
-        prompts: list[tuple[Conversation, str]] = []
-        for row in rows:
-            if len(prompts) >= most:
-                break
-            turns = turns_of(row)
-            if turns[0].role != "text":
-                prompts.append((turns, row["chosen"]))
-        return prompts
+        """As :func:`prompts_of_pairs`."""
+        return prompts_of_pairs(rows, most)
 
     def result(self, found: Mapping[str, float], answers: list[str]) -> Result:
         """As the base class."""
@@ -62,3 +56,24 @@ class PairExamination(Examination):
             for name, title, better in _SHOWN
             if name in both[0] or name in both[1]
         }
+
+
+def prompts_of_pairs(rows: Any, most: int) -> list[tuple[Conversation, str]]:
+    """The first `most` prompts of prepared pairs that are no plain text, each with the chosen answer."""
+    prompts: list[tuple[Conversation, str]] = []
+    for row in rows:
+        if len(prompts) >= most:
+            break
+        turns = turns_of(row)
+        if turns[0].role != "text":
+            prompts.append((turns, row["chosen"]))
+    return prompts
+
+
+def chosen_rows(rows: Any) -> list[dict[str, list[int]]]:
+    """The chosen sides of prepared pairs as rows of a language model, which are trained in their responses."""
+    return [
+        {"input_ids": [*row["prompt_ids"], *row["chosen_ids"]],
+         "labels": [*[IGNORE] * len(row["prompt_ids"]), *row["chosen_ids"]]}
+        for row in rows
+    ]  # fmt: skip

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from sft_dist import builtin_models, fsdp2
+from sft_dist.backend import HIERARCHICAL
 from sft_dist.config import Recipe
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.dpo.batch import Batch
@@ -113,14 +114,17 @@ def load_reference(setting: Setting, args: TrainingArguments) -> FullReference:
     """
     recipe, backend, path = _recipe_of_reference(setting.recipe), setting.backend, reference_path(setting.recipe)
     refuse_other_model(setting)
-    model = load_trained_model(path, recipe, setting.tokenizer, backend, setting.world, setting.bf16, setting.say)
-    model.requires_grad_(False)
-    model.eval()
-    switch_dropout_off(model)
-    add_fused_lm_head(model)
-    if backend.kind == "deepspeed" and backend.stage == 3:
-        model = _zero3(model, args)
-    elif backend.kind != "fsdp2" and not recipe.peft.load_in_4bit:
+    if backend.stage == 3:
+        backend = replace(backend, node_shards=False)
+    with _one_level(args):
+        model = load_trained_model(path, recipe, setting.tokenizer, backend, setting.world, setting.bf16, setting.say)
+        model.requires_grad_(False)
+        model.eval()
+        switch_dropout_off(model)
+        add_fused_lm_head(model)
+        if backend.stage == 3:
+            model = _zero3(model, args)
+    if not backend.shards_weights and not recipe.peft.load_in_4bit:
         # DeepSpeed casts the policy's weights; those of the reference compute in the same type.
         model.to(args.device, torch.bfloat16 if setting.bf16 and backend.kind == "deepspeed" else None)
     return FullReference(model, args.device, _autocast(setting), backend.kind == "fsdp2")
@@ -164,6 +168,20 @@ def _recipe_of_reference(recipe: Recipe) -> Recipe:
 def _autocast(setting: Setting) -> bool:
     # Weights under DeepSpeed are in bf16 themselves.
     return setting.bf16 and setting.backend.kind != "deepspeed"
+
+
+@contextmanager
+def _one_level(args: TrainingArguments) -> Iterator[None]:
+    """Shard over all processes where the policy is sharded within nodes: DeepSpeed makes those groups once."""
+    # The arguments have it under DeepSpeed only.
+    settings = getattr(args, "hf_deepspeed_config", None)
+    held = settings.config["zero_optimization"] if settings is not None else {}
+    nodes = held.pop(HIERARCHICAL, None)
+    try:
+        yield
+    finally:
+        if nodes is not None:
+            held[HIERARCHICAL] = nodes
 
 
 def _zero3(model: Any, args: TrainingArguments) -> Any:

@@ -143,8 +143,9 @@ def load_function(name: RewardName) -> Function:
         function: Function = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        said = " ".join(str(error).split())
         raise UserError(
-            f"{name.key}: {name.source}: {kind}{error}; it must be package.module:function, importable from here"
+            f"{name.key}: {name.source}: {kind}{said}; it must be package.module:function, importable from here"
         ) from error
     if not callable(function):
         raise UserError(f"{name.key}: {name.source} is a {type(function).__name__}, not a function")
@@ -176,6 +177,20 @@ def _model_reward(
     if fault and not recipe.ppo.retokenize:
         raise UserError(f"{name.key}: {name.source}: {fault}; set ppo.retokenize=true to give it the text anew")
     return ModelReward(name, number, tokenizer if fault else None, tokenizer.pad_token_id, max_positions(config))
+
+
+def refuse_other_value(recipe: Recipe, policys: PreTrainedTokenizerBase) -> None:
+    """Raise :class:`UserError` where the value model of a recipe does not know the policy's tokens, which it reads."""
+    key, path = "ppo.value_model_name_or_path", recipe.ppo.value_model_name_or_path
+    if path is None:
+        return
+    section = recipe.model.model_copy(update={"model_name_or_path": builtin_models.resolve(path)})
+    try:
+        tokenizer = load_tokenizer(section.model_name_or_path, section, lambda _: None)
+    except UserError as error:
+        raise UserError(f"{key}: {str(error).removeprefix('model.model_name_or_path: ')}") from error
+    if fault := tokenizer_fault(tokenizer, policys):
+        raise UserError(f"{key}: {path}: {fault}; take a model that reads the policy's tokens")
 
 
 def tokenizer_fault(own: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase) -> str | None:
