@@ -49,11 +49,13 @@ def refuse_faults(
 
 
 def without(recipe: Recipe, to_come: Collection[str]) -> Recipe:
-    """A recipe without the rewards that earlier stages are yet to make, of which nothing can be known."""
+    """A recipe without the rewards and the reference that earlier stages are yet to make: nothing is known of them."""
     ppo = recipe.ppo
     kept = {name: source for name, source in (ppo.rewards or {}).items() if source.model not in to_come}
     update = {"reward": None if ppo.reward in to_come else ppo.reward, "rewards": kept or None}
-    return recipe.model_copy(update={"ppo": ppo.model_copy(update=update)})
+    reference = None if recipe.dpo.ref_model in to_come else recipe.dpo.ref_model
+    dpo = recipe.dpo.model_copy(update={"ref_model": reference})
+    return recipe.model_copy(update={"ppo": ppo.model_copy(update=update), "dpo": dpo})
 
 
 def prepared(stage: Stage, decision: Decision) -> Recipe:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sft_dist.models import switch_dropout_off
 from sft_dist.ppo.formulas import entropy_of, log_probs_of
 from sft_dist.ppo.lora import AdapterReward
 
@@ -51,7 +52,8 @@ class Actors(nn.Module):
                     # Not all models of all kinds take it as an argument.
                     part.config.use_cache = False
         for part in parts:
-            without_dropout(part)
+            # The ratio of a policy to itself has to be one (Huang et al. 2024).
+            switch_dropout_off(part)
 
     def forward(self, call: str, **inputs: Any) -> Any:
         """The one way in, where shards are gathered: `train`, `look` and `reward` (see below), or `begin`, for none."""
@@ -246,13 +248,3 @@ def _adapted(model: Any) -> list[Any]:
         # Not as an attribute: torch would take the modules for children.
         model.__dict__["_sft_dist_adapted"] = found
     return found
-
-
-def without_dropout(model: nn.Module) -> None:
-    """Switch dropout off: the ratio of a policy to itself has to be one (Huang et al. 2024)."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop", "hidden_dropout"):
-            if isinstance(module.__dict__.get(name), float):
-                setattr(module, name, 0.0)
