@@ -202,7 +202,7 @@ def _model(recipe: Recipe) -> Iterator[Finding]:
             yield Finding("unverified", f"{key}: {name} is not in the cache, and the hub cannot be reached from here")
             return
         config, where = answer.config, answer.where
-    if fault := causal_lm_fault(config):
+    if fault := causal_lm_fault(config, "reward" if recipe.stage == "reward" else "causal"):
         raise UserError(f"{key}: {name}: {fault}")
     if recipe.peft.load_in_4bit and (fault := quantization_fault(config)):
         raise UserError(f"peft.load_in_4bit: {name}: {fault}")

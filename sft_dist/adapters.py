@@ -12,25 +12,29 @@ from torch.distributed.tensor import DTensor
 from sft_dist import fsdp2
 from sft_dist.backend import Backend
 from sft_dist.config import PeftSection
+from sft_dist.heads import SCORE, Head
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
 
 
-def lora_config(peft: PeftSection) -> LoraConfig | None:
-    """peft's configuration of the adapter, or None for full fine-tuning."""
+def lora_config(peft: PeftSection, head: Head = "causal") -> LoraConfig | None:
+    """peft's configuration of the adapter, or None for full fine-tuning. A reward model's head is trained whole."""
     if not peft.use_peft:
         return None
     from peft import LoraConfig
 
+    modules = peft.lora_modules_to_save
+    if head == "reward":
+        modules = list(dict.fromkeys([*(modules or []), SCORE]))
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if head == "causal" else "SEQ_CLS",
         r=peft.lora_r,
         lora_alpha=peft.lora_alpha,
         lora_dropout=peft.lora_dropout,
         target_modules=peft.lora_target_modules,
-        modules_to_save=peft.lora_modules_to_save,
+        modules_to_save=modules,
         use_rslora=peft.use_rslora,
         use_dora=peft.use_dora,
     )
@@ -61,9 +65,9 @@ def keep_quantised(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def wrap(model: Any, peft: PeftSection, backend: Backend) -> Any:
+def wrap(model: Any, peft: PeftSection, backend: Backend, head: Head = "causal") -> Any:
     """The model with its adapter, or the model itself where the recipe has none."""
-    config = lora_config(peft)
+    config = lora_config(peft, head)
     if config is None:
         return model
     from peft import get_peft_model

@@ -17,6 +17,8 @@ class RewardSection(Section):
     center_rewards_coefficient: NonNegativeFloat | None = None
     """Weight of the squared sum of a pair's rewards, which keeps them around zero (Eisenstein et al. 2023); 0.01 is
     usual. Unset: rewards have no zero of their own."""
+    disable_dropout: bool = True
+    """Train without dropout, that of an adapter included."""
 
 
 class DPOSection(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from sft_dist.world import World
 
 
+@dataclass(frozen=True)
+class Part:
+    """A model that is being loaded, alone or as a part of a larger module.
+
+    Under FSDP2 it has no values before `fill` is called: it is sharded first. Elsewhere there is nothing to fill.
+    """
+
+    model: Any
+    fill: Callable[[], None] = lambda: None
+
+
 def load_trained_model(
     path: str,
     recipe: Recipe,
@@ -37,19 +48,45 @@ def load_trained_model(
     `head`: of a causal language model, or that of a reward model, which is drawn where the files have none.
     All ranks call it together, when the process group is there. Raises :class:`UserError`.
     """
+    part = begin(path, recipe, tokenizer, backend, bf16, say, head)
+    finish(part.model, [part], recipe, backend, world, bf16)
+    return part.model
+
+
+def begin(
+    path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, backend: Backend, bf16: bool,
+    say: Callable[[str], None], head: Head = "causal",
+) -> Part:  # fmt: skip
+    """Load a model as far as it can be before it is sharded (see :func:`load_trained_model`, and :func:`finish`)."""
     _set_up(backend)
     found = _straight(path, recipe, tokenizer, backend, head)
     if isinstance(found, _Straight):
-        model = (_fsdp2 if backend.kind == "fsdp2" else _zero3)(found, recipe, backend, world, bf16)
+        part = (_fsdp2 if backend.kind == "fsdp2" else _zero3)(found, recipe, backend)
         if head == "causal":
-            _generation_config(model, path, recipe)
+            _generation_config(part.model, path, recipe)
     else:
         if found:
             say(f"weights: each process reads all of them first ({found})")
-        model = _whole(path, recipe, tokenizer, backend, world, bf16, head)
+        part = Part(_whole(path, recipe, tokenizer, backend, bf16, head))
+    part.model.config.pad_token_id = tokenizer.pad_token_id
+    return part
+
+
+def finish(
+    model: Any, parts: Sequence[Part], recipe: Recipe, backend: Backend, world: World, bf16: bool,
+    context_fn: Callable[[], tuple[Any, Any]] | None = None,
+) -> None:  # fmt: skip
+    """Shard a model, of which `parts` are all that has to be filled, and draw the first values of its adapters.
+
+    `context_fn`: as in `torch.utils.checkpoint`, where activations are recomputed. All ranks call it together.
+    """
+    if backend.kind == "fsdp2":
+        _shard(model, recipe, backend, world, bf16, context_fn)
+        cuda = torch.cuda.is_available()
+        fsdp2.materialize(model, torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
+    for part in parts:
+        part.fill()
     adapters.draw(model, recipe.train.seed)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model
 
 
 def _set_up(backend: Backend) -> None:
@@ -67,13 +104,14 @@ def _set_up(backend: Backend) -> None:
 class _Straight:
     """What it takes to read weights straight into shards: the files, and where each weight is in them.
 
-    `model`: without values, on the meta device. `make` makes another.
+    `model`: without values, on the meta device, with that `head`. `make` makes another.
     """
 
     files: TensorFiles
     place: dict[str, str]
     model: Any
     make: Callable[[], Any]
+    head: Head
 
 
 def _straight(
@@ -99,7 +137,7 @@ def _straight(
     place = straight.places(model, files, optional=is_head if head == "reward" else None)
     if place is None:
         return "their names in the files are not those of the model"
-    return _Straight(files, place, model, make)
+    return _Straight(files, place, model, make, head)
 
 
 def _maker(path: str, recipe: Recipe, head: Head) -> Callable[[], Any]:
@@ -114,17 +152,17 @@ def _maker(path: str, recipe: Recipe, head: Head) -> Callable[[], Any]:
     return make
 
 
-def _fsdp2(found: _Straight, recipe: Recipe, backend: Backend, world: World, bf16: bool) -> Any:
-    model = adapters.wrap(found.model, recipe.peft, backend)
-    _shard(model, recipe, backend, world, bf16)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    fsdp2.materialize(model, device)
-    straight.fill_fsdp2(model.named_parameters(), found.files, found.place)
-    draw_head(_headless(model, found), recipe.train.seed)
-    return model
+def _fsdp2(found: _Straight, recipe: Recipe, backend: Backend) -> Part:
+    model = adapters.wrap(found.model, recipe.peft, backend, found.head)
+
+    def fill() -> None:
+        straight.fill_fsdp2(model.named_parameters(), found.files, found.place)
+        draw_head(_headless(model, found), recipe.train.seed)
+
+    return Part(model, fill)
 
 
-def _zero3(found: _Straight, recipe: Recipe, backend: Backend, _: World, __: bool) -> Any:
+def _zero3(found: _Straight, recipe: Recipe, backend: Backend) -> Part:
     import deepspeed
     from transformers.integrations.deepspeed import deepspeed_config, prevent_arange_dtype_change
 
@@ -134,7 +172,7 @@ def _zero3(found: _Straight, recipe: Recipe, backend: Backend, _: World, __: boo
         bare = straight.build(found.make, deepspeed.zero.Init(config_dict_or_path=settings))
     straight.fill_zero3(bare.named_parameters(), found.files, found.place)
     draw_head(_headless(bare, found), recipe.train.seed)
-    return adapters.wrap(bare, recipe.peft, backend)
+    return Part(adapters.wrap(bare, recipe.peft, backend, found.head))
 
 
 def _headless(model: Any, found: _Straight) -> list[tuple[str, Any]]:
@@ -144,26 +182,26 @@ def _headless(model: Any, found: _Straight) -> list[tuple[str, Any]]:
 
 
 def _whole(
-    path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, backend: Backend, world: World, bf16: bool,
-    head: Head,
-) -> Any:  # fmt: skip
+    path: str, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, backend: Backend, bf16: bool, head: Head
+) -> Any:
     quantized = None
     if recipe.peft.load_in_4bit:
         dtype = getattr(torch, recipe.model.dtype)
         quantized = adapters.quantization_config(recipe.peft, dtype, bf16, backend)
     model = load_model(path, recipe.model, tokenizer, quantized, head, recipe.train.seed)
     adapters.keep_quantised(model)
-    model = adapters.wrap(model, recipe.peft, backend)
-    if backend.kind == "fsdp2":
-        _shard(model, recipe, backend, world, bf16)
-    return model
+    return adapters.wrap(model, recipe.peft, backend, head)
 
 
-def _shard(model: Any, recipe: Recipe, backend: Backend, world: World, bf16: bool) -> None:
+def _shard(
+    model: Any, recipe: Recipe, backend: Backend, world: World, bf16: bool,
+    context_fn: Callable[[], tuple[Any, Any]] | None,
+) -> None:  # fmt: skip
     mesh = fsdp2.make_mesh(world.size, world.local_size, backend.node_shards)
     checkpointing = None
     if recipe.train.gradient_checkpointing:
         checkpointing = {"use_reentrant": False} | (recipe.train.gradient_checkpointing_kwargs or {})
+        checkpointing |= {} if context_fn is None else {"context_fn": context_fn}
     fsdp2.shard(model, mesh, bf16, checkpointing)
 
 

@@ -44,16 +44,17 @@ def whole_size(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def flops_per_token(model: torch.nn.Module, config: Any, row_length: float) -> float:
+def flops_per_token(model: torch.nn.Module, config: Any, row_length: float, has_lm_head: bool = True) -> float:
     """Model FLOPs of one token's forward and backward pass, without recomputation.
 
     6 N + 12 L H T of PaLM (Chowdhery et al. 2022, appendix B), where N counts the weights that are
     multiplied (no input embedding unless it is tied to the head), L layers, H hidden size, T row length.
-    Frozen weights need no weight gradient, which leaves 4 of the 6.
+    Frozen weights need no weight gradient, which leaves 4 of the 6. Without a language model's head the input
+    embedding is not multiplied, tied or not.
     """
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
     trained, frozen = count_weights(model)
-    if not getattr(config, "tie_word_embeddings", False):
+    if not (has_lm_head and getattr(config, "tie_word_embeddings", False)):
         count = whole_size(embedding)
         trained, frozen = (trained - count, frozen) if embedding.requires_grad else (trained, frozen - count)
     attention = 12.0 * float(config.num_hidden_layers) * float(config.hidden_size) * row_length
@@ -160,13 +161,16 @@ def line(logs: dict[str, Any], step: int, steps: int) -> str | None:
                 parts.append(f"{name} {logs[key]:{form}}")
         return "  ".join(parts)
     if "eval_loss" in logs:
-        held_out = f"{head}  held-out loss {logs['eval_loss']:.4f}"
-        return f"{held_out}  ppl {logs['eval_perplexity']:.3f}" if "eval_perplexity" in logs else held_out
+        parts = [head, f"held-out loss {logs['eval_loss']:.4f}"]
+        parts += [f"{name} {logs[f'eval_{key}']:{form}}" for key, name, form in _SHOWN if f"eval_{key}" in logs]
+        return "  ".join(parts)
     return None
 
 
 _SHOWN = (
     ("perplexity", "ppl", ".3f"),
+    ("accuracy", "acc", ".3f"),
+    ("margin", "margin", ".3f"),
     ("learning_rate", "lr", ".2e"),
     ("grad_norm", "grad", ".3f"),
     ("tokens_per_second", "tok/s", ",.0f"),

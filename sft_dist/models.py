@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _KEY = "model.model_name_or_path"
+_DROPOUT_NAMES = ("dropout", "_pdrop", "layerdrop")
 
 
 def load_model(
@@ -91,11 +92,30 @@ def row_length(config: Any, max_length: int | None) -> int | None:
 
 def has_dropout(model: torch.nn.Module) -> bool:
     """Whether a model draws anything while it is trained."""
-    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    names = ("dropout", "_pdrop", "layerdrop")
-    rates += [rate for name, rate in vars(config).items() if name.endswith(names) and isinstance(rate, float)]
+    rates = [rate for _, _, rate in _dropout_rates(model)]
+    if not any(name != "p" for _, name, _ in _dropout_rates(model)):
+        # Its layers have none of their own, and may read them there.
+        named = vars(model.config.get_text_config()).items()  # type: ignore[union-attr, operator]
+        rates += [rate for name, rate in named if name.endswith(_DROPOUT_NAMES) and isinstance(rate, float)]
     return any(rate > 0 for rate in rates)
+
+
+def switch_dropout_off(model: torch.nn.Module) -> None:
+    """Train without dropout, also where layers keep their rates as numbers, as OPT's do, and not in modules."""
+    for module, name, _ in _dropout_rates(model):
+        setattr(module, name, 0.0)
+
+
+def _dropout_rates(model: torch.nn.Module) -> list[tuple[torch.nn.Module, str, float]]:
+    """The rates of dropout in a model: the module, the name that it has there, and its value."""
+    modules = list(model.modules())
+    found = [(module, "p", module.p) for module in modules if isinstance(module, torch.nn.Dropout)]
+    return found + [
+        (module, name, rate)
+        for module in modules
+        for name, rate in vars(module).items()
+        if name.endswith(_DROPOUT_NAMES) and isinstance(rate, float)
+    ]
 
 
 def use_bf16(wanted: bool | None) -> bool:

@@ -27,7 +27,8 @@ STACK = (
 )  # fmt: skip
 # What a run writes; anything else in the folder is the user's own and is never removed.
 _OURS = ("recipe.yaml", "environment.json", "summary.json", "metrics.jsonl", "events.jsonl", "tracker.json", "model",
-         "model.unfinished", "merged", "checkpoints", "eval", "logs", "wandb", "tensorboard", "slurm")  # fmt: skip
+         "model.unfinished", "merged", "checkpoints", "eval", "rollouts", "logs", "wandb", "tensorboard",
+         "slurm")  # fmt: skip
 SECRET = re.compile(r"(?i)(key|token|secret|password)")
 
 
@@ -62,8 +63,18 @@ class RunDir:
         return self.evaluation / "answers.jsonl"
 
     @property
+    def rewards(self) -> Path:
+        """The rewards of all held-out pairs, a line of JSON each."""
+        return self.evaluation / "rewards.jsonl"
+
+    @property
     def comparison(self) -> Path:
         return self.evaluation / "comparison.html"
+
+    @property
+    def rollouts(self) -> Path:
+        """Of PPO: numbers and samples of each rollout."""
+        return self.root / "rollouts"
 
     @property
     def logs(self) -> Path:

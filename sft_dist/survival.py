@@ -43,6 +43,10 @@ class Survival:
         self._say = say
         self._can_save = can_save
 
+    def tell(self, line: str) -> None:
+        """A line to people, from rank 0. On any rank."""
+        self._say(line)
+
     def about(self, step: int, *, tokens: int, trained_tokens: int, metrics: Mapping[str, float]) -> Manifest:
         """The manifest of a checkpoint of now, without its files. On any rank."""
         return replace(self._about, step=step, tokens=tokens, trained_tokens=trained_tokens, metrics=metrics)

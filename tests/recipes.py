@@ -34,6 +34,22 @@ def write_conversations(path: Path, count: int, seed: int = 0) -> Path:
     return path
 
 
+def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
+    """Preference records of very uneven lengths; half of them have a margin. A word tells the chosen side."""
+    draw = random.Random(seed)
+    words = "the quick brown fox jumps over a lazy dog and returns a list of strings".split()  # noqa: SIM905
+
+    def text(most: int) -> str:
+        return " ".join(draw.choices(words, k=draw.randint(1, most)))
+
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(count):
+            chosen, rejected = f"{text(draw.choice([2, 40]))} capital", f"{text(draw.choice([2, 40]))} France"
+            pair = {"prompt": text(8), "chosen": chosen, "rejected": rejected}
+            file.write(json.dumps(pair | ({"margin": number / count} if number % 2 else {})) + "\n")
+    return path
+
+
 def write_recipe(path: Path, **sections: dict[str, Any]) -> Path:
     """A recipe file of the given sections."""
     path.write_text(yaml.safe_dump({"stage": "sft", **sections}, sort_keys=False))
@@ -62,6 +78,20 @@ def small_recipe(folder: Path, model: Path, records: int = 45) -> Path:
         parallel={"global_batch_size": 4},
         output={"output_dir": str(folder / "run")},
         eval={"num_prompts": 2, "max_new_tokens": 4},
+    )
+
+
+def reward_recipe(folder: Path, model: Path, records: int = 13) -> Path:
+    """A recipe that trains a small reward model for a few seconds, in fp32, with a last incomplete batch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = yaml.safe_load(small_recipe(folder, model).read_text())
+    data = {
+        "dataset_name": str(write_pairs(folder / "pairs.jsonl", records)),
+        "dataset_test_split": str(write_pairs(folder / "held.jsonl", 7, seed=1)),
+    }
+    return write_recipe(
+        folder / "recipe.yaml",
+        **{**recipe, "stage": "reward", "data": data, "reward": {"center_rewards_coefficient": 0.01}},
     )
 
 

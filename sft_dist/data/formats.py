@@ -60,8 +60,10 @@ def detect(record: Record) -> str:
     for name, wanted in COLUMNS.items():
         if all(any(c in record for c in choice) for choice in wanted):
             return name
+    if "chosen" in record and "rejected" in record:
+        raise Fault("chosen and rejected are a preference pair; set stage to reward or dpo, which train on pairs")
     known = "; ".join(" + ".join("/".join(c) for c in wanted) for wanted in COLUMNS.values())
-    raise Fault(f"the columns {_names(record)} fit no format ({known}); set data.formatting to a function of yours")
+    raise Fault(f"the columns {names_of(record)} fit no format ({known}); set data.formatting to a function of yours")
 
 
 def parse(record: Record, name: str) -> Conversation:
@@ -72,9 +74,9 @@ def parse(record: Record, name: str) -> Conversation:
     """
     for choice in COLUMNS[name]:
         if not any(c in record for c in choice):
-            raise Fault(f"the column {'/'.join(choice)} is missing (it has {_names(record)})")
+            raise Fault(f"the column {'/'.join(choice)} is missing (it has {names_of(record)})")
     turns = _PARSERS[name](record)
-    return _checked_text(turns) if name == "text" else _checked_chat(turns)
+    return _checked_text(turns) if name == "text" else checked_chat(turns)
 
 
 def load_hook(path: str) -> Callable[[dict[str, Any]], Record]:
@@ -102,15 +104,17 @@ def apply_hook(hook: Callable[[dict[str, Any]], Record], record: dict[str, Any])
     return out
 
 
-def _names(record: Record) -> str:
+def names_of(record: Record) -> str:
+    """The columns of a record, for messages."""
     return ", ".join(map(str, record)) or "no columns"
 
 
-def _first(record: Record, *names: str) -> Any:
+def first_of(record: Record, *names: str) -> Any:
+    """The value of the first of the columns that a record has, or None."""
     return next((record[n] for n in names if n in record), None)
 
 
-def _turn_list(value: Any, column: str) -> list[Turn]:
+def turn_list(value: Any, column: str) -> list[Turn]:
     """Turns as `from`/`value` or `role`/`content` objects, also nested one list deep."""
     if isinstance(value, Sequence) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
@@ -120,14 +124,15 @@ def _turn_list(value: Any, column: str) -> list[Turn]:
     for number, item in enumerate(value, 1):
         if not isinstance(item, Mapping):
             raise Fault(f"turn {number} must be an object with from and value, got {type(item).__name__}")
-        role, content = _first(item, "from", "role"), _first(item, "value", "content")
+        role, content = first_of(item, "from", "role"), first_of(item, "value", "content")
         if not isinstance(role, str) or role.lower() not in ROLES:
             raise Fault(f"turn {number} has the unknown role {role!r} (known: {', '.join(ROLES)})")
-        turns.append(Turn(ROLES[role.lower()], _string(content, f"turn {number}")))
+        turns.append(Turn(ROLES[role.lower()], text_in(content, f"turn {number}")))
     return turns
 
 
-def _string(value: Any, what: str) -> str:
+def text_in(value: Any, what: str) -> str:
+    """A value that must be a text which tokenizers take. Raises :class:`Fault`."""
     if not isinstance(value, str):
         raise Fault(f"{what} must be a string, got {'nothing' if value is None else type(value).__name__}")
     bad = _BAD_CHARACTERS.search(value)
@@ -139,37 +144,43 @@ def _string(value: Any, what: str) -> str:
 
 def _conversations(record: Record) -> list[Turn]:
     column = "conversations" if "conversations" in record else "conversation"
-    return _turn_list(record[column], column)
+    return turn_list(record[column], column)
 
 
 def _messages(record: Record) -> list[Turn]:
-    return _turn_list(record["messages"], "messages")
+    return turn_list(record["messages"], "messages")
 
 
 def _prompt_completion(record: Record) -> list[Turn]:
-    prompt, completion = record["prompt"], _first(record, "completion", "response")
-    head = _turn_list(prompt, "prompt") if isinstance(prompt, list) else [Turn("user", _string(prompt, "prompt"))]
+    prompt, completion = record["prompt"], first_of(record, "completion", "response")
+    head = turn_list(prompt, "prompt") if isinstance(prompt, list) else [Turn("user", text_in(prompt, "prompt"))]
     if isinstance(completion, list):
-        return head + _turn_list(completion, "completion")
-    return [*_system(record), *head, Turn("assistant", _string(completion, "completion"))]
+        return head + turn_list(completion, "completion")
+    return [*system_turns(record), *head, Turn("assistant", text_in(completion, "completion"))]
 
 
 def _instruction(record: Record) -> list[Turn]:
-    ask = _string(record["instruction"], "instruction")
+    answer = text_in(first_of(record, "output", "response"), "output")
+    return [*instruction_turns(record), Turn("assistant", answer)]
+
+
+def instruction_turns(record: Record) -> list[Turn]:
+    """What an Alpaca record asks, its system text first."""
+    ask = text_in(record["instruction"], "instruction")
     more = record.get("input")
-    if more is not None and _string(more, "input").strip():
+    if more is not None and text_in(more, "input").strip():
         ask = f"{ask}\n\n{more}"
-    answer = _string(_first(record, "output", "response"), "output")
-    return [*_system(record), Turn("user", ask), Turn("assistant", answer)]
+    return [*system_turns(record), Turn("user", ask)]
 
 
-def _system(record: Record) -> list[Turn]:
+def system_turns(record: Record) -> list[Turn]:
+    """The turn of the column `system`, or none."""
     text = record.get("system")
-    return [Turn("system", _string(text, "system"))] if text else []
+    return [Turn("system", text_in(text, "system"))] if text else []
 
 
 def _text(record: Record) -> list[Turn]:
-    return [Turn("text", _string(record["text"], "text"))]
+    return [Turn("text", text_in(record["text"], "text"))]
 
 
 def _checked_text(turns: list[Turn]) -> Conversation:
@@ -178,7 +189,7 @@ def _checked_text(turns: list[Turn]) -> Conversation:
     return tuple(turns)
 
 
-def _checked_chat(turns: list[Turn]) -> Conversation:
+def checked_chat(turns: list[Turn]) -> Conversation:
     """The rules for turns: an optional system turn, then user and assistant in turn."""
     if not turns:
         raise Fault("the conversation is empty")

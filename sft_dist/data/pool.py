@@ -21,7 +21,7 @@ from typing import Any
 
 from sft_dist.data.encoder import EncoderDiffers
 from sft_dist.data.files import RawRecord
-from sft_dist.data.work import Block, Work
+from sft_dist.data.work import Block, MakesBlocks
 from sft_dist.errors import UserError
 
 PATIENCE = 1.0  # seconds
@@ -73,7 +73,7 @@ class Blocks:
     :class:`EncoderDiffers`; and :class:`UserError` when a process dies.
     """
 
-    def __init__(self, records: Iterator[RawRecord], work: Work, workers: int, form: str) -> None:
+    def __init__(self, records: Iterator[RawRecord], work: MakesBlocks, workers: int, form: str) -> None:
         self.form = form
         self._source = batches(records)
         self._work, self._workers = work, workers

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sft_dist.data.work import Work
+    from sft_dist.data.work import MakesBlocks
 
 
 def main(tasks: Connection, answers: Connection) -> None:
@@ -25,7 +25,7 @@ def main(tasks: Connection, answers: Connection) -> None:
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(tasks, inbox), daemon=True).start()
     try:
-        work: Work = pickle.loads(inbox.get())
+        work: MakesBlocks = pickle.loads(inbox.get())
         _answer(answers, None)
         while True:
             number, batch, form = pickle.loads(inbox.get())

@@ -10,9 +10,10 @@ from sft_dist.config import Recipe
 from sft_dist.data.account import Account
 from sft_dist.data.mixture import Mixture, shares
 from sft_dist.data.mixture_sources import key_of, sources_of
-from sft_dist.data.rows import Prepared, rows_of
+from sft_dist.data.rows import CONVERSATIONS, Kind, Prepared, rows_of
 from sft_dist.data.sources import test_split_of
 from sft_dist.data.template import ChatTemplate
+from sft_dist.data.work import tokens_column
 from sft_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,17 +33,19 @@ class TrainingRows(Prepared):
         return {} if self.mixture is None else dict(zip(self.parts, self.mixture.borders, strict=True))
 
 
-def prepare(recipe: Recipe, template: ChatTemplate, max_length: int | None) -> tuple[TrainingRows, Prepared | None]:
+def prepare(
+    recipe: Recipe, template: ChatTemplate, max_length: int | None, kind: Kind = CONVERSATIONS
+) -> tuple[TrainingRows, Prepared | None]:
     """The training rows and the held-out rows, or None where the recipe holds nothing out."""
     data, size = recipe.data, recipe.data.test_split_size
     # What is held out is drawn of all records, before the first so many are taken.
     limit = None if size else data.max_train_records
     parts = {
-        name: rows_of(one, template, max_length, one.dataset_train_split, key_of(data, name), limit)
+        name: rows_of(one, template, max_length, one.dataset_train_split, key_of(data, name), limit, kind)
         for name, one in sources_of(data).items()
     }
     if not size:
-        return _together(parts, recipe), prepare_test(recipe, template, max_length)
+        return _together(parts, recipe), prepare_test(recipe, template, max_length, kind)
     held = _held_of_each([len(part.rows) for part in parts.values()], size)
     halves = [_hold_out(part, count, recipe) for part, count in zip(parts.values(), held, strict=True)]
     train = {
@@ -51,12 +54,15 @@ def prepare(recipe: Recipe, template: ChatTemplate, max_length: int | None) -> t
     return _together(train, recipe), _first(_joined([test for _, test in halves]), data.max_eval_records)
 
 
-def prepare_test(recipe: Recipe, template: ChatTemplate, max_length: int | None) -> Prepared | None:
+def prepare_test(
+    recipe: Recipe, template: ChatTemplate, max_length: int | None, kind: Kind = CONVERSATIONS
+) -> Prepared | None:
     """The rows of the split that is held out by name, or None where there is none."""
     split = test_split_of(recipe)
     if split is None:
         return None
-    return rows_of(recipe.data, template, max_length, split, "data.dataset_test_split", recipe.data.max_eval_records)
+    most = recipe.data.max_eval_records
+    return rows_of(recipe.data, template, max_length, split, "data.dataset_test_split", most, kind)
 
 
 def data_seed(recipe: Recipe) -> int:
@@ -106,7 +112,7 @@ def summed(accounts: Sequence[Account]) -> Account:
 
 def _recounted(part: Prepared, rows: Dataset) -> Prepared:
     """The same account over fewer rows."""
-    trained, tokens = sum(rows["trained"]), sum(rows["length"])
+    trained, tokens = sum(rows["trained"]), sum(rows[tokens_column(rows.column_names)])
     account = Account(**{**asdict(part.account), "rows": len(rows), "tokens": tokens, "trained_tokens": trained})
     return Prepared(rows, account)
 

@@ -12,10 +12,12 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from sft_dist.config import DataSection
 from sft_dist.data.account import Account, dropped
@@ -26,7 +28,7 @@ from sft_dist.data.masking import Masker, Tokens
 from sft_dist.data.pool import BATCH, Blocks, processes
 from sft_dist.data.sources import Source, open_source
 from sft_dist.data.template import ChatTemplate
-from sft_dist.data.work import Block, Merger, Work
+from sft_dist.data.work import SCHEMA, Block, MakesBlocks, Merger, Work
 from sft_dist.errors import DataError
 from sft_dist.paths import cache_dir, locked, locked_if_free
 from sft_dist.process import disk_is_full
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Raised whenever the same input would give other rows.
-CODE_VERSION = 2
+CODE_VERSION = 3
 _UNFINISHED = ".unfinished"
 # Settings of the recipe's `data` section that decide what becomes of a record.
 _DECIDING = {"format", "formatting", "max_bad_records", "truncation_mode", "min_response_length",
@@ -43,11 +45,24 @@ _DECIDING = {"format", "formatting", "max_bad_records", "truncation_mode", "min_
 
 
 @dataclass(frozen=True)
+class Kind:
+    """A kind of rows: its name in fingerprints, its columns, and what makes blocks of it."""
+
+    name: str
+    schema: pa.Schema
+    work: Callable[[DataSection, ChatTemplate, Masker], MakesBlocks]
+
+
+CONVERSATIONS = Kind("conversations", SCHEMA, Work)
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A split ready for the trainer.
 
-    `rows` has the columns input_ids, labels (lists of int32), where, turns (the conversation as JSON), digest (of the
-    conversation, 16 bytes), length and trained (tokens of the row, and those that the loss is taken over).
+    `rows`, of conversations, has the columns input_ids, labels (lists of int32), where, turns (the conversation as
+    JSON), digest (of the conversation, 16 bytes), length and trained (tokens of the row, and those that the loss is
+    taken over). For those of pairs see `sft_dist.data.pairs`.
     """
 
     rows: Dataset
@@ -60,18 +75,19 @@ def turns_of(row: dict[str, Any]) -> Conversation:
 
 
 def rows_of(
-    data: DataSection, template: ChatTemplate, max_length: int | None, split: str, key: str, limit: int | None = None
-) -> Prepared:
-    """The rows of a split, from the cache or made now, of at most `limit` conversations.
+    data: DataSection, template: ChatTemplate, max_length: int | None, split: str, key: str, limit: int | None = None,
+    kind: Kind = CONVERSATIONS,
+) -> Prepared:  # fmt: skip
+    """The rows of a split, from the cache or made now, of at most `limit` conversations or pairs.
 
     `max_length` in tokens, None for no limit; `key` is the recipe key that messages name. Raises :class:`DataError`
     for data that cannot be used, and :class:`UserError` where a process that prepares it dies.
     """
     source = open_source(data, split, key)
-    folder = _folder(data, template, max_length, source, limit)
+    folder = _folder(data, template, max_length, source, limit, kind)
     with locked(folder):
         if not folder.is_dir():
-            _build(folder, source, data, template, max_length, limit)
+            _build(folder, source, data, template, max_length, limit, kind)
     return _load(folder)
 
 
@@ -79,7 +95,7 @@ def rows_in_cache(
     data: DataSection, template: ChatTemplate, max_length: int | None, split: str, key: str, limit: int | None = None
 ) -> Prepared | None:
     """What `rows_of` would give, if it has been made before."""
-    folder = _folder(data, template, max_length, open_source(data, split, key), limit)
+    folder = _folder(data, template, max_length, open_source(data, split, key), limit, CONVERSATIONS)
     return _load(folder) if folder.is_dir() else None
 
 
@@ -100,12 +116,13 @@ def tokenized(
 
 
 def fingerprint(
-    data: DataSection, template: ChatTemplate, max_length: int | None, source: Source, limit: int | None
+    data: DataSection, template: ChatTemplate, max_length: int | None, source: Source, limit: int | None, kind: Kind
 ) -> str:
     """What the rows depend on: this code, the tokenizer, the template, the settings and the source."""
     tokenizer = template.tokenizer
     parts = {
         "code": CODE_VERSION,
+        "kind": kind.name,
         "source": source.fingerprint,
         "tokenizer": tokenizer.backend_tokenizer.to_str(),
         "special": [tokenizer.bos_token, tokenizer.eos_token],
@@ -127,25 +144,27 @@ def _hook_source(path: str | None) -> str | None:
 
 
 def _folder(
-    data: DataSection, template: ChatTemplate, max_length: int | None, source: Source, limit: int | None
+    data: DataSection, template: ChatTemplate, max_length: int | None, source: Source, limit: int | None, kind: Kind
 ) -> Path:
-    return cache_dir() / "rows" / fingerprint(data, template, max_length, source, limit)
+    return cache_dir() / "rows" / fingerprint(data, template, max_length, source, limit, kind)
 
 
 def _build(
-    folder: Path, source: Source, data: DataSection, template: ChatTemplate, max_length: int | None, limit: int | None
-) -> None:
+    folder: Path, source: Source, data: DataSection, template: ChatTemplate, max_length: int | None, limit: int | None,
+    kind: Kind,
+) -> None:  # fmt: skip
     # The lock is ours, so a folder of that name is what a killed process left.
     unfinished = folder.with_name(folder.name + _UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
     _sweep(folder.parent)
     try:
         unfinished.mkdir(parents=True, mode=0o700)
+        masker = Masker(template.tokenizer, max_length)
         try:
-            account = _write(unfinished, source, data, template, Masker(template.tokenizer, max_length), limit)
+            account = _write(unfinished, source, data, kind.work(data, template, masker), masker, limit, kind)
         except EncoderDiffers:
             plain = Masker(template.tokenizer, max_length, fast=False)
-            account = _write(unfinished, source, data, template, plain, limit)
+            account = _write(unfinished, source, data, kind.work(data, template, plain), plain, limit, kind)
             account.encoder = f"{PLAIN}, since {FAST} gave other ids"
         if account.rows == 0:
             raise DataError(f"data.dataset_name: {source.name}: {nothing_left(account)}")
@@ -170,17 +189,15 @@ def _sweep(cache: Path) -> None:
 
 
 def _write(
-    folder: Path, source: Source, data: DataSection, template: ChatTemplate, masker: Masker, limit: int | None
+    folder: Path, source: Source, data: DataSection, work: MakesBlocks, masker: Masker, limit: int | None, kind: Kind
 ) -> Account:
     """Write the rows of a split into a folder and give the account of them."""
-    import pyarrow as pa
-
     account = Account()
-    merger, work = Merger(data, account), Work(data, template, masker)
+    merger = Merger(data, account)
     good = 0
     with (
         open(folder / "rows.arrow", "wb") as file,
-        pa.ipc.new_stream(file, _schema()) as writer,
+        pa.ipc.new_stream(file, _schema(kind)) as writer,
         Blocks(source.raw(), work, processes(data.dataset_num_proc), account.format) as blocks,
     ):
         for batch, block in blocks:
@@ -200,13 +217,11 @@ def _write(
     return account
 
 
-def _schema() -> Any:
+def _schema(kind: Kind) -> Any:
     """The columns of the rows, with what `datasets` wants to know of them."""
     from datasets import Features
 
-    from sft_dist.data.work import SCHEMA
-
-    return Features.from_arrow_schema(SCHEMA).arrow_schema
+    return Features.from_arrow_schema(kind.schema).arrow_schema
 
 
 def nothing_left(account: Account) -> str:

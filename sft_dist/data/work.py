@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,48 @@ class Block:
     record: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     rows: pa.RecordBatch | None = None
 
+    def note(self, place: int, where: str, fault: Fault) -> None:
+        """Take in the fault of a record."""
+        self.faults.append((place, one_line(f"{where}: {fault}")))
+
+
+Parsed = TypeVar("Parsed", covariant=True)
+
+
+class ReadsRecords(Protocol[Parsed]):
+    """Turns raw records into what rows are made of; `form` is their format, as far as it is known."""
+
+    form: str
+
+    def __call__(self, raw: RawRecord) -> Parsed: ...
+
+
+def read_batch(
+    batch: Sequence[RawRecord], reader: ReadsRecords[Parsed], limit: int | None = None
+) -> tuple[Block, list[tuple[int, str, Parsed]]]:
+    """The records of a batch as (place, where, what was read), and a block that holds the faults of the others.
+
+    With `limit`, the batch ends behind so many good records.
+    """
+    block = Block()
+    good: list[tuple[int, str, Parsed]] = []
+    for place, raw in enumerate(batch):
+        if limit is not None and len(good) >= limit:
+            break
+        block.records += 1
+        try:
+            good.append((place, raw.where, reader(raw.parsed())))
+        except Fault as fault:
+            block.note(place, raw.where, fault)
+    block.form, block.good = reader.form, len(good)
+    return block, good
+
+
+class MakesBlocks(Protocol):
+    """What makes blocks of batches, in any process: see :class:`Work`, which does of conversations."""
+
+    def __call__(self, batch: Sequence[RawRecord], form: str, limit: int | None = None) -> Block: ...
+
 
 Good = tuple[int, str, Conversation]  # place in the batch, where, and the conversation
 
@@ -68,19 +111,7 @@ class Work:
 
         With `limit`, the batch ends behind so many conversations.
         """
-        block = Block()
-        reader = Reader(self.data, form)
-        good: list[Good] = []
-        for place, raw in enumerate(batch):
-            if limit is not None and len(good) >= limit:
-                break
-            block.records += 1
-            try:
-                good.append((place, raw.where, reader(raw.parsed())))
-            except Fault as fault:
-                block.faults.append((place, one_line(f"{raw.where}: {fault}")))
-        block.form = reader.form
-        return self.finish(block, good)
+        return self.finish(*read_batch(batch, Reader(self.data, form), limit))
 
     def finish(self, block: Block, good: Sequence[Good]) -> Block:
         """Add the rows of good conversations to a block that has its format."""
@@ -89,7 +120,7 @@ class Work:
         rendered: list[Rendered] = []
         for one, found in zip(good, self.template.render_all([turns for _, _, turns in good]), strict=True):
             if isinstance(found, Fault):
-                block.faults.append((one[0], one_line(f"{one[1]}: {found}")))
+                block.note(*one[:2], found)
             else:
                 shown.append(one)
                 rendered.append(found)
@@ -149,6 +180,11 @@ class Work:
         return to_json((Turn("text", text),))
 
 
+def tokens_column(names: Sequence[str]) -> str:
+    """The column that counts the tokens of a row: pairs, whose length is that of the longer side, have their own."""
+    return "tokens" if "tokens" in names else "length"
+
+
 def printable(where: str) -> str:
     """A place whose file name need not be UTF-8, as a text that is."""
     return where if where.isascii() else where.encode("utf-8", "backslashreplace").decode()
@@ -196,5 +232,5 @@ class Merger:
         account.truncated += int((kept & block.truncated).sum())
         account.split += int((kept & block.split).sum())
         account.rows += rows.num_rows
-        account.tokens += int(rows.column("length").to_numpy().sum())
+        account.tokens += int(rows.column(tokens_column(rows.schema.names)).to_numpy().sum())
         account.trained_tokens += int(rows.column("trained").to_numpy().sum())

@@ -13,10 +13,10 @@ from sft_dist.data.account import Account
 from sft_dist.data.mixture_sources import title_of
 from sft_dist.data.rows import Prepared
 from sft_dist.data.template import ChatTemplate
+from sft_dist.evaluation.facts import curve_of, facts_of, summary_of
 from sft_dist.evaluation.generation import answer, as_messages, prompts_of
 from sft_dist.render.comparison import Answer, Comparison, Measure, to_html, to_terminal
-from sft_dist.render.curve import Curve
-from sft_dist.render.wording import count, duration
+from sft_dist.render.wording import count
 from sft_dist.rundir import RunDir, write_text
 
 if TYPE_CHECKING:
@@ -107,19 +107,9 @@ def report(
     trainer, held_out = examination.trainer, examination.held_out
     first = before(run) if recipe.eval.enabled else None
     comparison = _comparison(recipe, run, examination, first, after, seconds)
-    losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
-    summary = {
-        "data": {"train": asdict(train), "held_out": asdict(held_out.account) if held_out else None},
-        "packing": trainer.packing,
-        "steps": trainer.state.global_step,
-        "final_loss": losses[-1] if losses else None,
-        "before": asdict(first.measure) if first else None,
-        "after": asdict(after.measure) if after else None,
-        "processes": trainer.args.world_size,
-        "seconds": seconds,
-        "peak_memory_gb": _peak_gb(trainer),
-        **trainer.throughput.overall(),
-    }
+    summary = summary_of(
+        trainer, train, held_out, first and first.measure, after and after.measure, seconds, packing=trainer.packing
+    )
     write_text(run.summary, json.dumps(summary, indent=2) + "\n")
     if after is not None:
         lines = [json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in comparison.answers]
@@ -137,18 +127,9 @@ def _comparison(
     seconds: float,
 ) -> Comparison:
     trainer = examination.trainer
-    overall = trainer.throughput.overall()
     prompts = examination.prompts if first or last else []
     nothing = [None] * len(prompts)
-    facts = [
-        ("processes", str(trainer.args.world_size)),
-        ("optimizer steps", str(trainer.state.global_step)),
-        ("tokens/s", f"{overall['tokens_per_second']:,.0f} ({overall['trained_tokens_per_second']:,.0f} trained)"),
-        ("time", f"{duration(seconds)}, of which training {duration(trainer.throughput.seconds)}"),
-        ("peak memory", f"{_peak_gb(trainer):.1f} GB a process"),
-        ("model", str(run.model)),
-        ("log", str(run.metrics)),
-    ]
+    facts = facts_of(trainer, run, seconds)
     if last is not None:
         facts.append(("answers", str(run.comparison)))
     return Comparison(
@@ -164,17 +145,5 @@ def _comparison(
             )
         ),
         facts=tuple(facts),
-        curve=_curve(trainer),
+        curve=curve_of(trainer),
     )
-
-
-def _curve(trainer: SFTTrainer) -> Curve:
-    history = trainer.state.log_history
-    return Curve(
-        train=tuple((h["step"], h["loss"]) for h in history if "loss" in h),
-        held_out=tuple((h["step"], h["eval_loss"]) for h in history if "eval_loss" in h),
-    )
-
-
-def _peak_gb(trainer: SFTTrainer) -> float:
-    return max((h["peak_memory_gb"] for h in trainer.state.log_history if "peak_memory_gb" in h), default=0.0)

@@ -23,10 +23,10 @@ class Curve:
     held_out: tuple[tuple[int, float], ...] = ()
 
 
-def learning_curve_svg(points: Points, eval_points: Points = ()) -> str:
+def learning_curve_svg(points: Points, eval_points: Points = (), unit: str = "loss (nats per token)") -> str:
     """Training loss, and held-out loss where given, over optimizer steps.
 
-    `points` and `eval_points` hold (step, loss in nats per token). Values that are not finite are left out;
+    `points` and `eval_points` hold (step, loss), `unit` is the axis's title. Values that are not finite are left out;
     the result is empty where no point is left. The colours follow the page's `--train-line` and `--held-line`.
     """
     train, held = _finite(points), _finite(eval_points)
@@ -39,7 +39,7 @@ def learning_curve_svg(points: Points, eval_points: Points = ()) -> str:
     y = Axis.over(min(losses), max(losses), _HEIGHT - _BOTTOM, _TOP, 5, rounded=True)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(_caption(train, held))}">',
-        *_grid(x, y),
+        *_grid(x, y, unit),
         *_series(_thinned(train, _WIDTH), x, y, "var(--train-line, #2a62c4)", dots=len(train) <= 12),
         *_series(_thinned(held, _WIDTH), x, y, "var(--held-line, #b4530a)", dots=True),
         *_legend(bool(train), bool(held)),
@@ -64,7 +64,7 @@ def _thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, floa
     return kept
 
 
-def _grid(x: Axis, y: Axis) -> list[str]:
+def _grid(x: Axis, y: Axis, unit: str) -> list[str]:
     line = 'style="stroke:var(--line, #dfe1e4)"'
     text = 'style="fill:var(--soft, #5b626b)"'
     parts = []
@@ -79,7 +79,7 @@ def _grid(x: Axis, y: Axis) -> list[str]:
         parts.append(f'<text x="{at:.1f}" y="{floor + 20}" text-anchor="middle" {text}>{x.label(tick)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 6}" text-anchor="middle" {text}>optimizer step</text>')
-    parts.append(f'<text x="{_LEFT}" y="16" text-anchor="start" {text}>loss (nats per token)</text>')
+    parts.append(f'<text x="{_LEFT}" y="16" text-anchor="start" {text}>{html.escape(unit)}</text>')
     return parts
 
 

@@ -74,4 +74,12 @@ def stage_of(setting: Setting) -> Stage:
         from sft_dist.stages.sft import SFTStage
 
         return SFTStage(setting)
+    if setting.recipe.stage == "ppo":
+        from sft_dist.stages.ppo import PPOStage
+
+        return PPOStage(setting)
+    if setting.recipe.stage == "reward":
+        from sft_dist.stages.reward import RewardStage
+
+        return RewardStage(setting)
     raise NotImplementedError(setting.recipe.stage)

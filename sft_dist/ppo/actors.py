@@ -1,0 +1,225 @@
+"""Policy, value, reference and reward models in one module, so that what shards and wraps models sees one of them.
+
+With a LoRA adapter there is one set of frozen weights: the policy is the model with its adapter, the reference the
+same without, and the value model the same with an adapter of its own and a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sft_dist.ppo.formulas import entropy_of, log_probs_of
+
+Batch = dict[str, torch.Tensor]
+POLICY, VALUE = "default", "value"
+
+
+class Actors(nn.Module):
+    """The models of a PPO run. Only the policy and the value are trained.
+
+    `policy`: a causal language model, with adapters where it has them. `value`: a model for sequence classification,
+    or None where a head of its own (`value_head`) reads the policy's hidden states, or those of the value adapter.
+    `reference`: a frozen causal model, None where it is the policy without its adapter. `rewards`: frozen models for
+    sequence classification. `temperature`: of the distribution that is drawn from and trained.
+    """
+
+    def __init__(
+        self, policy: Any, value: Any, value_head: nn.Linear | None, reference: Any, rewards: list[Any],
+        temperature: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.policy, self.value, self.value_head, self.reference = policy, value, value_head, reference
+        self.rewards = nn.ModuleList(rewards)
+        self.temperature = temperature or 1.0
+        self.config = policy.config
+        parts = [part for part in (policy, value, reference, *rewards) if part is not None]
+        self._no_split_modules = {name for part in parts for name in _bare(part)._no_split_modules or ()}
+        for part in (reference, *rewards):
+            if part is not None:
+                part.requires_grad_(False)
+        for part in parts:
+            without_dropout(part)
+
+    def forward(self, call: str, **inputs: Any) -> Any:
+        """The one way in, where shards are gathered: `train`, `look` and `reward` (see below), or `begin`, for none."""
+        calls: dict[str, Callable[..., Any]] = {"train": self.train_pass, "look": self.look, "reward": self.reward}
+        return calls[call](**inputs) if call in calls else None
+
+    def train_pass(self, batch: Batch, entropy: bool, ptx: Batch | None = None) -> dict[str, torch.Tensor]:
+        """`log_probs`, `values` and `entropy` of the responses of a batch, each (rows, width); see `batch_of`.
+
+        `entropy`: whether its gradient is wanted. `ptx`: further rows, of which `ptx_log_probs` (rows, length - 1) are
+        those of their tokens.
+        """
+        found = self._policy_pass(batch, want_entropy_gradient=entropy)
+        if ptx is not None:
+            logits = self.policy(**ptx, use_cache=False).logits
+            found["ptx_log_probs"] = log_probs_of(logits[:, :-1], ptx["input_ids"][:, 1:])
+        return found
+
+    @torch.no_grad()
+    def look(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """As `train_pass`, without gradients, and `reference`, the log-probabilities of the reference."""
+        found = self._policy_pass(batch, want_entropy_gradient=False)
+        width = batch["responses"].shape[1]
+        if self.reference is not None:
+            found["reference"] = self._log_probs(_logits(self.reference, batch, width), batch)
+        else:
+            with adapters(self.policy, None):
+                found["reference"] = self._log_probs(_logits(self.policy, batch, width), batch)
+        return found
+
+    @torch.no_grad()
+    def reward(self, number: int, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The rewards (rows,) of a reward model for rows of tokens (rows, length), which are padded on the right."""
+        model = self.rewards[number]
+        scores: torch.Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        return scores.squeeze(-1).float()
+
+    def _policy_pass(self, batch: Batch, want_entropy_gradient: bool) -> dict[str, torch.Tensor]:
+        width = batch["responses"].shape[1]
+        shared = self.value is None and not self._has_value_adapter
+        with _read_by(_bare(self.policy).get_output_embeddings()) as read:
+            logits = _logits(self.policy, batch, width)[:, :-1].float() / self.temperature
+        with torch.set_grad_enabled(want_entropy_gradient and torch.is_grad_enabled()):
+            entropy = entropy_of(logits)
+        values = self._values(batch, read[0][:, :-1] if shared else None, width)
+        return {"log_probs": log_probs_of(logits, batch["responses"]), "entropy": entropy, "values": values}
+
+    def _log_probs(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return log_probs_of(logits[:, :-1].float() / self.temperature, batch["responses"])
+
+    def _values(self, batch: Batch, before: torch.Tensor | None, width: int) -> torch.Tensor:
+        """The value of the state before each token of the responses, (rows, width).
+
+        `before`: the policy's hidden states there, (rows, width, hidden), where it shares them.
+        """
+        if before is None:
+            if self.value is not None:
+                hidden = _trunk(self.value, batch)
+            else:
+                with adapters(self.policy, VALUE):
+                    hidden = _trunk(_bare(self.policy), batch)
+            before = hidden[:, -(width + 1) : -1]
+        head = self.value_head if self.value_head is not None else self.value.score
+        values: torch.Tensor = head(before.to(head.weight.dtype)).squeeze(-1).float()
+        return values
+
+    @property
+    def _has_value_adapter(self) -> bool:
+        return VALUE in getattr(self.policy, "peft_config", {})
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute activations of what is trained, with the adapters that were on at first."""
+        options = {**(gradient_checkpointing_kwargs or {}), "context_fn": self.recomputing}
+        for part in (self.policy, self.value):
+            if part is not None:
+                _bare(part).gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def recomputing(self) -> tuple[Any, Any]:
+        """Contexts of a layer's forward pass and of its recomputation, which comes when other adapters are on."""
+        now = active(self.policy)
+        return adapters(self.policy, now), adapters(self.policy, now)
+
+
+def batch_of(prompts: list[list[int]], responses: list[list[int]], pad: int) -> Batch:
+    """Prompts padded on the left and responses on the right, as `input_ids` and `attention_mask` (rows, both widths),
+    `position_ids` of the same shape, and `responses` and `mask` (rows, width of the responses)."""
+    left, right = max(map(len, prompts)), max(map(len, responses), default=0) or 1
+    rows = len(prompts)
+    ids = torch.full((rows, left + right), pad)
+    attention = torch.zeros((rows, left + right), dtype=torch.int64)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        whole = [*prompt, *response]
+        start = left - len(prompt)
+        ids[row, start : start + len(whole)] = torch.tensor(whole)
+        attention[row, start : start + len(whole)] = 1
+    return {
+        "input_ids": ids,
+        "attention_mask": attention,
+        "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
+        "responses": ids[:, left:].clone(),
+        "mask": attention[:, left:].bool(),
+    }
+
+
+def _bare(model: Any) -> Any:
+    """A model without the adapters around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _inputs(batch: Batch) -> Batch:
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+
+
+def _logits(model: Any, batch: Batch, width: int) -> torch.Tensor:
+    """The logits (rows, width + 1, vocabulary) at the position before the last `width` tokens, and at theirs."""
+    logits: torch.Tensor = model(**_inputs(batch), use_cache=False, logits_to_keep=width + 1).logits
+    return logits
+
+
+@contextmanager
+def _read_by(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What a module is given while this is open, call by call."""
+    read: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    try:
+        yield read
+    finally:
+        hook.remove()
+
+
+def _trunk(model: Any, batch: Batch) -> torch.Tensor:
+    """The hidden states behind the last layer, (rows, length, hidden)."""
+    hidden: torch.Tensor = model.base_model(**_inputs(batch), use_cache=False).last_hidden_state
+    return hidden
+
+
+def active(model: Any) -> str | None:
+    """The adapter of a model that is on, None where it has none or it is off."""
+    for layer in _adapted(model):
+        return None if layer._disable_adapters else layer._active_adapter[0]
+    return None
+
+
+@contextmanager
+def adapters(model: Any, name: str | None) -> Iterator[None]:
+    """Have one adapter on, or none. Unlike peft's own switches it leaves alone which weights are trained."""
+    layers = _adapted(model)
+    before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = name is None
+        if name is not None:
+            layer._active_adapter = [name]
+    try:
+        yield
+    finally:
+        for layer, (off, on) in zip(layers, before, strict=True):
+            layer._disable_adapters, layer._active_adapter = off, on
+
+
+def _adapted(model: Any) -> list[Any]:
+    """The layers of a model that have adapters, kept where the model is."""
+    if not hasattr(model, "peft_config"):
+        return []
+    found: list[Any] | None = model.__dict__.get("_sft_dist_adapted")
+    if found is None:
+        found = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+        # Not as an attribute: torch would take the modules for children.
+        model.__dict__["_sft_dist_adapted"] = found
+    return found
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switch dropout off: the ratio of a policy to itself has to be one (Huang et al. 2024)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop", "hidden_dropout"):
+            if isinstance(module.__dict__.get(name), float):
+                setattr(module, name, 0.0)
