@@ -49,7 +49,7 @@ class Case:
 
 def _small(model: str) -> Case:
     return Case(model, rollouts=40, last=5, rollout_batch_size=64, response_length=ppo_reward.LETTERS,
-                num_ppo_epochs=4, learning_rate=1e-3, words=6)  # fmt: skip
+                num_ppo_epochs=4, learning_rate=1e-3, words=12)  # fmt: skip
 
 
 CASES = {
@@ -97,12 +97,12 @@ def save_models(folder: Path, model: str) -> None:
 def _config(model: str, tokenizer: Any) -> Any:
     from transformers import LlamaConfig, OPTConfig
 
-    size: dict[str, Any] = {"vocab_size": len(tokenizer), "hidden_size": 128, "num_hidden_layers": 2,
+    size: dict[str, Any] = {"vocab_size": len(tokenizer), "hidden_size": 64, "num_hidden_layers": 2,
                             "num_attention_heads": 4, "max_position_embeddings": 256}  # fmt: skip
     size |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     if model == "opt":
-        return OPTConfig(**size, ffn_dim=512, word_embed_proj_dim=128, dropout=0.0)
-    return LlamaConfig(**size, intermediate_size=512, num_key_value_heads=2)
+        return OPTConfig(**size, ffn_dim=256, word_embed_proj_dim=64, dropout=0.0)
+    return LlamaConfig(**size, intermediate_size=256, num_key_value_heads=2)
 
 
 def prompts(case: Case) -> list[str]:
@@ -136,10 +136,11 @@ def our_recipe(case: Case, folder: Path, seed: int, run: Path) -> dict[str, Any]
             "value_model_name_or_path": str(folder / "value"),
             "rollout_micro_batch_size": case.rollout_batch_size,
         },
-        "train": {"per_device_train_batch_size": mini_batch, "learning_rate": case.learning_rate,
+        "train": {"max_length": 256, "per_device_train_batch_size": mini_batch, "learning_rate": case.learning_rate,
                   "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "weight_decay": 0.0, "bf16": False,
                   "max_steps": case.rollouts * case.num_ppo_epochs * case.num_mini_batches, "seed": seed,
-                  "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1},
+                  "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
+                  "logging_steps": case.num_ppo_epochs * case.num_mini_batches, "optim": "adamw_torch_fused"},
         "parallel": {"global_batch_size": mini_batch},
         "output": {"output_dir": str(run), "overwrite": True},
         "eval": {"enabled": False},
