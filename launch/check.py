@@ -32,7 +32,8 @@ from sft_dist.rundir import RunDir, occupied
 from sft_dist.runlock import refuse_if_alive
 
 _NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "safetensors")
-_WANTED_BY = {"deepspeed": "parallel.strategy: {strategy}: ", "bitsandbytes": "peft.load_in_4bit: "}
+_WANTED_BY = {"deepspeed": "parallel.strategy: {strategy}: ", "bitsandbytes": "peft.load_in_4bit: ",
+              "vllm": "ppo.generator: "}  # fmt: skip
 _GB = 1e9
 # Weights and Adam's two moments, in multiples of the weights.
 _STATES = 3
@@ -95,6 +96,7 @@ def _packages(recipe: Recipe, place: Place) -> Iterator[Finding]:
     needed = [*_NEEDED, *recipe.train.report_to]
     needed += ["peft"] if recipe.peft.use_peft else []
     needed += ["bitsandbytes"] if recipe.peft.load_in_4bit else []
+    needed += ["vllm"] if recipe.ppo.generator == "vllm" else []
     strategy = place.strategy(recipe)
     needed += ["deepspeed"] if strategy.startswith("zero") else []
     for name in needed:
@@ -260,6 +262,8 @@ def _parallel(recipe: Recipe, place: Place) -> Iterator[Finding]:
     # torch has its forward only on a processor: training would fail at the first step.
     if kernel == "flex_attention" and not gpus:
         raise UserError(f"model.attn_implementation: {kernel} trains on a GPU only, and there is none; take sdpa")
+    if recipe.ppo.generator == "vllm" and not gpus:
+        raise UserError("ppo.generator: vllm needs a GPU, and there is none; take transformers")
     able, why = devices.bf16_supported(gpus)
     # The processors of other machines are not known here.
     known = place.is_here or bool(gpus)

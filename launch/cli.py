@@ -105,6 +105,19 @@ def _eval(options: argparse.Namespace) -> int:
     return _module("sft_dist.evaluation", *words, model, str(recipe), *options.overrides)
 
 
+def _score(options: argparse.Namespace) -> int:
+    from launch import recipe_files
+    from sft_dist.data.sources import is_local, local_files
+
+    if is_local(options.file):
+        local_files(options.file, options.split, "FILE")
+    words = ["--split", options.split, "--format", options.format, "--dtype", options.dtype]
+    words += ["--batch-size", str(options.batch_size), "--max-bad-records", str(options.max_bad_records)]
+    words += ["--output", options.output] if options.output else []
+    words += ["--formatting", options.formatting] if options.formatting else []
+    return _module("sft_dist.score", *words, "--", recipe_files.model_folder(options.model), options.file)
+
+
 def _checkpoints(options: argparse.Namespace) -> int:
     from launch import checkpoints
 
@@ -255,6 +268,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("sweep", _sweep, "try many settings of one recipe, and compare what they come to"),
     ("pipeline", _pipeline, "run a chain of stages, each from what others made, and go on where it ended"),
     ("eval", _eval, "measure a model on the held-out data"),
+    ("score", _score, "give the rewards of a reward model for any records"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
     ("status", _status, "show what a run is doing, or all of your runs on Slurm"),
     ("logs", _logs, "show the first error and the logs of all ranks as one"),

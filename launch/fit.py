@@ -12,6 +12,7 @@ from sft_dist import builtin_models
 from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 from sft_dist.modelinfo import count_parameters
+from sft_dist.ppo.names import reward_names
 
 # What activations, buffers and fragments are left; the rest is for weights, gradients and optimizer states.
 _SHARE_OF_STATES = 0.7
@@ -50,21 +51,37 @@ def fitting(recipe: Recipe, config: Mapping[str, Any] | None, processes: int, gp
     return next((one for one in _LADDER if state_bytes(recipe, weights, one, processes) <= room), _LADDER[-1])
 
 
+def models_of(recipe: Recipe) -> tuple[int, int]:
+    """How many models of the recipe's size a stage trains, and how many it holds.
+
+    Of a LoRA run the reference, and the value of PPO, are the model itself; a reward model is taken to be as large.
+    """
+    lora = recipe.peft.use_peft
+    if recipe.stage == "dpo":
+        return 1, 1 if lora else 2
+    if recipe.stage == "ppo":
+        rewards = sum(not name.is_function for name in reward_names(recipe.ppo))
+        trained = 1 if lora or recipe.ppo.value_model == "shared" else 2
+        return trained, trained + (0 if lora else 1) + rewards
+    return 1, 1
+
+
 def state_bytes(recipe: Recipe, weights: int, strategy: str, processes: int) -> float:
-    """Bytes of weights, gradients and optimizer states on each device.
+    """Bytes of weights, gradients and optimizer states on each device, of all models that the stage has.
 
     Of a weight that is trained: itself and its gradient in `model.dtype`, and Adam's two moments in fp32. What is
     sharded counts by 1/N (Rajbhandari et al. 2020, ZeRO, section 3). Under LoRA the weights alone: the adapter is
     small beside them.
     """
     one = 4.0 if recipe.model.dtype == "float32" else 2.0
+    trained_models, all_models = models_of(recipe)
     if recipe.peft.use_peft:
-        trained, held = 0.0, 0.6 if recipe.peft.load_in_4bit else one
+        trained, held = 0.0, (0.6 if recipe.peft.load_in_4bit else one) * all_models
     else:
-        trained, held = one + 8.0, one
+        trained, held = (one + 8.0) * trained_models, one * all_models
     sharded_states = strategy != "ddp"
     sharded_weights = strategy in ("fsdp2", "zero3_offload")
     if strategy == "zero3_offload":
         # Weights and moments lie in the memory of the processor, gradients pass through the device.
-        return weights * one / processes
+        return weights * one * all_models / processes
     return weights * (held / (processes if sharded_weights else 1) + trained / (processes if sharded_states else 1))

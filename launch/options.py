@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+# Of records that a reward can be given for.
+FORMATS = ("auto", "conversations", "messages", "prompt_completion", "instruction", "text", "preference")
+
 
 def no_options(_: argparse.ArgumentParser) -> None:
     return None
@@ -116,6 +119,18 @@ def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
 
 
+def _score_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", metavar="MODEL", help="a reward run's folder, a reward model or its adapter, or a hub id")
+    sub.add_argument("file", metavar="FILE", help="records of any format: a file, folder, glob or data set")
+    sub.add_argument("--output", metavar="FILE", help="write the lines of JSON there (default: standard output)")
+    sub.add_argument("--split", default="train", help="of a folder or data set (train)")
+    sub.add_argument("--format", choices=FORMATS, default="auto", help="of the records (default: by their columns)")
+    sub.add_argument("--formatting", metavar="package.module:function", help="turns a record into one of the formats")
+    sub.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="texts at once (8)")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (float32)")
+    sub.add_argument("--max-bad-records", type=_count, default=0, metavar="N", help="go on beyond so many faults (0)")
+
+
 def _checkpoints_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", metavar="RUN", help="a run's folder, or its checkpoints folder")
     sub.add_argument("--quick", action="store_true", help="look at sizes only, do not read the contents")
@@ -182,6 +197,7 @@ OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "sweep": _sweep_options,
     "pipeline": _pipeline_options,
     "eval": _eval_options,
+    "score": _score_options,
     "checkpoints": _checkpoints_options,
     "status": _status_options,
     "logs": _logs_options,

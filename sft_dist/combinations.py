@@ -30,7 +30,8 @@ def combinations(recipe: Recipe, unsure: Collection[str] = ()) -> list[Finding]:
 
     `unsure` are keys whose value is not known to be meant: rules that look at one of them are left out.
     """
-    from sft_dist import combinations_stages, combinations_survival  # noqa: F401 (their rules count when they are read)
+    # Their rules count when they are read.
+    from sft_dist import combinations_ppo, combinations_stages, combinations_survival  # noqa: F401
 
     return [found for keys, judge in RULES if not set(keys) & set(unsure) for found in judge(recipe)]
 

@@ -46,11 +46,12 @@ def draw_head(parameters: Iterable[tuple[str, Any]], seed: int) -> None:
         values = torch.zeros(shape)
         if len(shape) > 1:
             values.normal_(0, 1 / math.sqrt(shape[1] + 1), generator=generator)
-        with torch.no_grad():
-            _put(parameter, values)
+        put_values(parameter, values)
 
 
-def _put(parameter: Any, values: torch.Tensor) -> None:
+@torch.no_grad()
+def put_values(parameter: Any, values: torch.Tensor) -> None:
+    """Give a parameter values, (its whole shape), however it is sharded. All ranks call it together."""
     if isinstance(parameter, DTensor):
         start, stop = fsdp2.own_rows(parameter)
         local = parameter.to_local()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
@@ -15,8 +16,10 @@ from sft_dist.data.account import Account, dropped
 from sft_dist.data.arrangement import Arrangement, document_lengths
 from sft_dist.data.mixture_sources import title_of
 from sft_dist.data.packing import Ints
+from sft_dist.data.pair_formats import PAIR_STAGES, SIDES
+from sft_dist.data.pairs import PAIRS
 from sft_dist.data.prepare import TrainingRows, data_seed, prepare
-from sft_dist.data.rows import Prepared
+from sft_dist.data.rows import CONVERSATIONS, Prepared
 from sft_dist.data.template import load_template
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import DataError, UserError
@@ -64,7 +67,8 @@ def report_of(recipe: Recipe, split: str) -> LengthReport:
     path = builtin_models.resolve(recipe.model.model_name_or_path)
     limit = row_length(load_config(path, recipe.model), recipe.train.max_length)
     template = load_template(load_tokenizer(path, recipe.model), recipe.data)
-    part = dict(zip(("train", "test"), prepare(recipe, template, limit), strict=True))[split]
+    kind = PAIRS if recipe.stage in PAIR_STAGES else CONVERSATIONS
+    part = dict(zip(("train", "test"), prepare(recipe, template, limit, kind), strict=True))[split]
     if part is None:
         raise DataError("data.dataset_test_split: the recipe names no held-out split")
     tokens, trained = counted(part.rows)
@@ -78,8 +82,16 @@ def report_of(recipe: Recipe, split: str) -> LengthReport:
 
 
 def counted(rows: datasets.Dataset) -> tuple[Ints, Ints]:
-    """Tokens and trained tokens of each prepared row, (rows,) each."""
+    """Tokens and trained tokens of each prepared row, (rows,) each; of pairs, of each side."""
+    if "chosen_ids" in rows.column_names:
+        prompt, chosen, rejected = (_list_lengths(rows, f"{part}_ids") for part in ("prompt", *SIDES))
+        return np.concatenate([prompt + chosen, prompt + rejected]), np.concatenate([chosen, rejected])
     return document_lengths(rows), np.asarray(rows.with_format("numpy")["trained"][:], dtype=np.int64)
+
+
+def _list_lengths(rows: datasets.Dataset, column: str) -> Ints:
+    table = rows.select_columns([column]).with_format("arrow")[:]
+    return np.asarray(pc.list_value_length(table[column]).to_numpy(), dtype=np.int64)
 
 
 def _facts(recipe: Recipe, part: Prepared) -> list[tuple[str, str]]:

@@ -160,6 +160,9 @@ def line(logs: dict[str, Any], step: int, steps: int) -> str | None:
             if key in logs:
                 parts.append(f"{name} {logs[key]:{form}}")
         return "  ".join(parts)
+    if "eval_reward" in logs:
+        told = f"{head}  held-out reward {logs['eval_reward']:.4f}"
+        return f"{told}  KL {logs['eval_kl']:.3f}  length {logs['eval_length']:.1f}"
     if "eval_loss" in logs:
         parts = [head, f"held-out loss {logs['eval_loss']:.4f}"]
         parts += [f"{name} {logs[f'eval_{key}']:{form}}" for key, name, form in _SHOWN if f"eval_{key}" in logs]
@@ -171,6 +174,9 @@ _SHOWN = (
     ("perplexity", "ppl", ".3f"),
     ("accuracy", "acc", ".3f"),
     ("margin", "margin", ".3f"),
+    ("objective/scores", "reward", ".4f"),
+    ("objective/kl", "KL", ".3f"),
+    ("completions/mean_length", "length", ".1f"),
     ("learning_rate", "lr", ".2e"),
     ("grad_norm", "grad", ".3f"),
     ("tokens_per_second", "tok/s", ",.0f"),

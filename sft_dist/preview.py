@@ -20,12 +20,17 @@ from sft_dist.data.conversations import conversations
 from sft_dist.data.masking import IGNORE, Masker, Tokens
 from sft_dist.data.mixture_sources import key_of, sources_of, title_of
 from sft_dist.data.overlap import MOST, overlap_of_sources
+from sft_dist.data.pair_formats import PAIR_STAGES
+from sft_dist.data.pairs import PairTokens
+from sft_dist.data.prompts import room_for_prompts
 from sft_dist.data.rows import nothing_left, tokenized
 from sft_dist.data.sources import open_source, test_split_of
 from sft_dist.data.template import ChatTemplate, load_template
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import DataError
 from sft_dist.models import load_config, row_length
+from sft_dist.preview_pairs import pair_previews, pair_rows
+from sft_dist.preview_prompts import Shown, check_rewards, prompt_previews, prompt_rows
 from sft_dist.process import guarded
 from sft_dist.recipe import load_recipe
 from sft_dist.render.preview import PreviewRecord, PreviewSummary, TokenSpan, to_html, to_terminal
@@ -65,19 +70,41 @@ def check_sample(recipe: Recipe) -> None:
     Raises :class:`DataError` for a bad record, and where nothing in a sample would be trained.
     """
     template, masker = _template(recipe)
+    if recipe.stage == "ppo":
+        _check_prompts(recipe, template, masker.max_length)
+        return
+    pairs = recipe.stage in PAIR_STAGES
     print(f"template: {template.origin}; a response ends with {template.closing or 'the eos token'!r}")
     for part in [*_parts(recipe, "train"), *(_parts(recipe, "test") if test_split_of(recipe) else ())]:
         account = Account()
-        rows = list(itertools.islice(_rows(part, template, masker, account), SAMPLE))
+        made = (_pairs if pairs else _rows)(part, template, masker, account)
+        rows = sum(1 for _ in itertools.islice(made, SAMPLE))
         if not rows:
             raise DataError(f"{part.key}: {nothing_left(account)}")
         share = account.trained_tokens / account.tokens
+        cut = f"{account.too_long} left out as too long" if pairs else f"{account.truncated} truncated"
         print(
-            f"{part.title}: the first {len(rows)} records are {account.format}, "
-            f"{account.tokens / len(rows):.0f} tokens each, {share:.0%} trained, {account.truncated} truncated"
+            f"{part.title}: the first {rows} records are {account.format}, "
+            f"{account.tokens / rows:.0f} tokens each, {share:.0%} trained, {cut}"
         )
     if test_split_of(recipe):
         _check_overlap(recipe)
+
+
+def _check_prompts(recipe: Recipe, template: ChatTemplate, limit: int | None) -> None:
+    """The same for prompts, and the rewards of a recipe."""
+    print(f"template: {template.origin}; a response ends with {template.closing or 'the eos token'!r}")
+    room, shown = room_for_prompts(recipe, limit), []
+    for part in [*_parts(recipe, "train"), *(_parts(recipe, "test") if test_split_of(recipe) else ())]:
+        account = Account()
+        rows = list(_prompts(part, template, room, account))
+        if not rows:
+            raise DataError(f"{part.key}: {nothing_left(account)}")
+        shown += rows
+        mean, longest = account.tokens / len(rows), max(len(row.ids) for row in rows)
+        print(f"{part.title}: the first {len(rows)} prompts have {mean:.0f} tokens, at most {longest}")
+    for line in check_rewards(recipe, template, builtin_models.resolve(recipe.model.model_name_or_path), shown):
+        print(line)
 
 
 def _check_overlap(recipe: Recipe) -> None:
@@ -86,18 +113,24 @@ def _check_overlap(recipe: Recipe) -> None:
         split: [(open_source(part.data, part.split, part.key), part.data) for part in _parts(recipe, split)]
         for split in ("train", "test")
     }
-    line = overlap_of_sources(opened["test"][0], opened["train"], SAMPLE if recipe.data.streaming else MOST).line()
+    most = SAMPLE if recipe.data.streaming else MOST
+    line = overlap_of_sources(opened["test"][0], opened["train"], most, recipe.stage in PAIR_STAGES).line()
     print(f"test: {line}" if line else "test: no held-out record was found in the training data")
 
 
 def preview(recipe: Recipe, count: int, split: str, html: Path | None) -> None:
-    """Show the first `count` rows of a split in the terminal and, where asked, as a page."""
+    """Show the first `count` rows of a split, or both sides of so many pairs, and write a page where asked."""
     from rich.console import Console
 
     template, masker = _template(recipe)
-    shown = [_records(part, template, masker) for part in _parts(recipe, split)]
+    pairs = recipe.stage in PAIR_STAGES
+    if recipe.stage == "ppo":
+        room = room_for_prompts(recipe, masker.max_length)
+        shown = [prompt_previews(_prompts(part, template, room, Account()), template) for part in _parts(recipe, split)]
+    else:
+        shown = [_records(part, template, masker, pairs) for part in _parts(recipe, split)]
     in_turn = (record for turn in itertools.zip_longest(*shown) for record in turn if record is not None)
-    records = list(itertools.islice(in_turn, count))
+    records = list(itertools.islice(in_turn, 2 * count if pairs else count))
     summary = PreviewSummary(
         model=recipe.model.model_name_or_path,
         template=template.origin,
@@ -133,11 +166,14 @@ def _parts(recipe: Recipe, split: str) -> list[_Part]:
     return [_Part(recipe.data, name, "test", "data.dataset_test_split")]
 
 
-def _records(part: _Part, template: ChatTemplate, masker: Masker) -> Iterator[PreviewRecord]:
+def _records(part: _Part, template: ChatTemplate, masker: Masker, pairs: bool) -> Iterator[PreviewRecord]:
     """The first rows of a part. Raises :class:`DataError` where there is none."""
     account = Account()
-    for where, tokens in _rows(part, template, masker, account):
-        yield _record(template, where, tokens, account.format)
+    if pairs:
+        yield from pair_previews(_pairs(part, template, masker, account), template)
+    else:
+        for where, tokens in _rows(part, template, masker, account):
+            yield _record(template, where, tokens, account.format)
     if not account.rows:
         raise DataError(f"{part.key}: {nothing_left(account)}")
 
@@ -154,6 +190,15 @@ def _rows(part: _Part, template: ChatTemplate, masker: Masker, account: Account)
     pairs = conversations(source, part.data, account, limit=SAMPLE)
     for where, _, tokens in tokenized(pairs, template, masker, part.data, account):
         yield where, tokens
+
+
+def _pairs(part: _Part, template: ChatTemplate, masker: Masker, account: Account) -> Iterator[tuple[str, PairTokens]]:
+    return pair_rows(open_source(part.data, part.split, part.key), part.data, template, masker, account, SAMPLE)
+
+
+def _prompts(part: _Part, template: ChatTemplate, room: int | None, account: Account) -> Iterator[Shown]:
+    source = open_source(part.data, part.split, part.key)
+    return prompt_rows(source, part.data, template, room, account, SAMPLE)
 
 
 def _record(template: ChatTemplate, where: str, row: Tokens, form: str) -> PreviewRecord:

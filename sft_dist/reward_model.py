@@ -80,7 +80,7 @@ def load_reward_model(name: str, section: ModelSection | None = None) -> RewardM
     if (Path(path) / _ADAPTER).is_file():
         model = _with_adapter(Path(path), section, tokenizer)
     else:
-        _refuse_headless(path, section)
+        refuse_headless(path, section)
         model = load_model(path, section, tokenizer, head="reward")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return RewardModel(model, tokenizer, row_length(model.config, None))
@@ -98,7 +98,8 @@ def _with_adapter(path: Path, section: ModelSection, tokenizer: PreTrainedTokeni
     return PeftModel.from_pretrained(base, path)
 
 
-def _refuse_headless(path: str, section: ModelSection) -> None:
+def refuse_headless(path: str, section: ModelSection) -> None:
+    """Raise :class:`UserError` for a model that has no head of one label."""
     config = load_config(path, section)
     names = config.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in names):

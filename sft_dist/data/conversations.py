@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from sft_dist.config import DataSection
 from sft_dist.data import formats
@@ -12,6 +12,17 @@ from sft_dist.data.files import RawRecord
 from sft_dist.data.formats import Conversation, Fault
 from sft_dist.data.sources import Source
 from sft_dist.errors import DataError
+
+Parsed = TypeVar("Parsed", covariant=True)
+
+
+class ReadsRecords(Protocol[Parsed]):
+    """Turns raw records into what rows are made of; `form` is their format, as far as it is known."""
+
+    form: str
+
+    def __call__(self, raw: RawRecord) -> Parsed:
+        """What a record is. Raises :class:`Fault`."""
 
 
 class Reader:
@@ -46,20 +57,26 @@ def conversations(
     A bad record is skipped while `data.max_bad_records` allows it and refused with a
     :class:`DataError` beyond that. The format is found at the first record that can be read.
     """
-    reader = Reader(data, account.format)
+    return read_records(source, Reader(data, account.format), data, account, limit)
+
+
+def read_records(
+    source: Source, reader: ReadsRecords[Parsed], data: DataSection, account: Account, limit: int | None = None
+) -> Iterator[tuple[str, Parsed]]:
+    """The good records of a source as (where, what the reader made of it), as `conversations` gives them."""
     good = 0
     for raw in source.records():
         if limit is not None and good >= limit:
             return
         account.records += 1
         try:
-            conversation = reader(raw)
+            found = reader(raw)
         except Fault as fault:
             account.note_bad(f"{raw.where}: {fault}", data.max_bad_records)
             continue
         account.format = reader.form
         good += 1
-        yield raw.where, conversation
+        yield raw.where, found
     if account.records == 0:
         raise no_record(source)
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from sft_dist.config import DataSection
 from sft_dist.data.account import Account
-from sft_dist.data.conversations import conversations
+from sft_dist.data.conversations import conversations, read_records
 from sft_dist.data.digests import digest
 from sft_dist.data.formats import to_json
+from sft_dist.data.pair_formats import PairReader, pair_to_json
 from sft_dist.data.sources import Source
 
 # Records of each side that are read; a look at more would take minutes.
@@ -49,19 +50,20 @@ def overlap_line(pairs: Sequence[tuple[str, str]], of: str) -> str | None:
 
 
 def overlap_of_sources(
-    held_out: tuple[Source, DataSection], train: Sequence[tuple[Source, DataSection]], most: int = MOST
-) -> Overlap:
-    """Compare whole conversations, `most` records of each source; records with faults are passed over."""
+    held_out: tuple[Source, DataSection], train: Sequence[tuple[Source, DataSection]], most: int = MOST,
+    pairs: bool = False,
+) -> Overlap:  # fmt: skip
+    """Compare whole conversations, or `pairs`, `most` records of each source; records with faults are passed over."""
     ours: dict[bytes, str] = {}
     count = 0
-    for key, where in _digests(*held_out, most):
+    for key, where in _digests(*held_out, most, pairs):
         ours.setdefault(key, where)
         count += 1
     whole = count < most
     found: dict[str, str] = {}
     for source, data in train:
         read = 0
-        for key, where in _digests(source, data, most):
+        for key, where in _digests(source, data, most, pairs):
             read += 1
             if key in ours:
                 found.setdefault(ours[key], where)
@@ -69,7 +71,11 @@ def overlap_of_sources(
     return Overlap(list(found.items()), count, whole, most)
 
 
-def _digests(source: Source, data: DataSection, most: int) -> Iterator[tuple[bytes, str]]:
+def _digests(source: Source, data: DataSection, most: int, pairs: bool) -> Iterator[tuple[bytes, str]]:
     tolerant = data.model_copy(update={"max_bad_records": 2**62})
+    if pairs:
+        for where, pair in itertools.islice(read_records(source, PairReader(tolerant), tolerant, Account()), most):
+            yield digest(pair_to_json(pair)), where
+        return
     for where, turns in itertools.islice(conversations(source, tolerant, Account()), most):
         yield digest(to_json(turns)), where

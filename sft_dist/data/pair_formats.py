@@ -16,24 +16,31 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sft_dist.config import DataSection
+from sft_dist.data.files import RawRecord
 from sft_dist.data.formats import (
     Conversation,
     Fault,
     Record,
     Turn,
+    apply_hook,
     checked_chat,
     instruction_turns,
+    load_hook,
     names_of,
     system_turns,
     text_in,
+    to_json,
     turn_list,
 )
 
 PREFERENCE = "preference"
+# Of which the rows are pairs.
+PAIR_STAGES = ("reward", "dpo")
 SIDES = ("chosen", "rejected")
 _PROMPTS = ("prompt", "conversations", "conversation", "messages", "instruction")
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -61,6 +68,11 @@ class Pair:
     def is_text(self) -> bool:
         """Whether it is plain text, which no template is put around."""
         return self.prompt[0].role == "text"
+
+
+def pair_to_json(pair: Pair) -> str:
+    """The text by which equal pairs are known."""
+    return "\n".join(to_json(pair.whole(answer)) for answer in (pair.chosen, pair.rejected)) + f"\n{pair.margin}"
 
 
 def is_pair(record: Record) -> bool:
@@ -189,3 +201,23 @@ def _dialogue(text: str) -> list[dict[str, str]]:
         {"role": roles[speaker], "content": content.strip()}
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     ]
+
+
+class PairReader:
+    """Turns raw records into pairs, by the recipe's own function first where it names one."""
+
+    form = PREFERENCE
+
+    def __init__(self, data: DataSection) -> None:
+        self._hook: Callable[[dict[str, Any]], Mapping[str, Any]] | None = (
+            load_hook(data.formatting) if data.formatting else None
+        )
+
+    def __call__(self, raw: RawRecord) -> Pair:
+        """The pair of a record. Raises :class:`Fault`."""
+        if raw.fields is None:
+            raise Fault(raw.fault or "cannot be read")
+        record: Mapping[str, Any] = raw.fields
+        if self._hook is not None:
+            record = dict(apply_hook(self._hook, dict(record)))
+        return parse_pair(record)

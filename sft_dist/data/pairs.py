@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from sft_dist.config import DataSection, Recipe
-from sft_dist.data import formats
 from sft_dist.data.digests import digest
 from sft_dist.data.files import RawRecord
 from sft_dist.data.formats import Conversation, Fault, to_json
 from sft_dist.data.lengths import Verdict
 from sft_dist.data.masking import Masker
-from sft_dist.data.pair_formats import PREFERENCE, SIDES, Pair, parse_pair
+from sft_dist.data.pair_formats import PREFERENCE, SIDES, Pair, PairReader, pair_to_json
 from sft_dist.data.prepare import TrainingRows, prepare
 from sft_dist.data.rows import Kind, Prepared
 from sft_dist.data.template import ChatTemplate, Rendered
@@ -57,29 +55,14 @@ class PairTokens:
     rejected: Ids
 
     @property
+    def sides(self) -> tuple[Ids, Ids]:
+        """Prompt and chosen answer, prompt and rejected answer."""
+        return np.concatenate([self.prompt, self.chosen]), np.concatenate([self.prompt, self.rejected])
+
+    @property
     def length(self) -> int:
         """Tokens of the longer side, prompt included."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
-
-
-class PairReader:
-    """Turns raw records into pairs, by the recipe's own function first where it names one."""
-
-    form = PREFERENCE
-
-    def __init__(self, data: DataSection) -> None:
-        self._hook: Callable[[dict[str, Any]], Mapping[str, Any]] | None = (
-            formats.load_hook(data.formatting) if data.formatting else None
-        )
-
-    def __call__(self, raw: RawRecord) -> Pair:
-        """The pair of a record. Raises :class:`Fault`."""
-        if raw.fields is None:
-            raise Fault(raw.fault or "cannot be read")
-        record: Mapping[str, Any] = raw.fields
-        if self._hook is not None:
-            record = dict(formats.apply_hook(self._hook, dict(record)))
-        return parse_pair(record)
 
 
 class PairWork:
@@ -105,18 +88,13 @@ class PairWork:
         block.verdicts = np.where(long, Verdict.TOO_LONG, Verdict.ROWS).astype(np.uint8)
         block.truncated = block.split = np.zeros(len(shown), np.bool_)
         block.record = np.flatnonzero(~long)
-        texts = [json_of(pair) for _, pair, _ in shown]
+        texts = [pair_to_json(pair) for _, pair, _ in shown]
         block.digests = [digest(text) for text in texts]
         block.rows = _table([(*shown[i], block.digests[i]) for i in block.record.tolist()])
         return block
 
 
 PAIRS = Kind(PREFERENCE, PAIR_SCHEMA, PairWork)
-
-
-def json_of(pair: Pair) -> str:
-    """The text by which equal pairs are known."""
-    return "\n".join(to_json(pair.whole(answer)) for answer in (pair.chosen, pair.rejected)) + f"\n{pair.margin}"
 
 
 def pair_tokens(pairs: Sequence[Pair], template: ChatTemplate, masker: Masker) -> list[PairTokens | Fault]:

@@ -21,6 +21,7 @@ from sft_dist.data.prepare import TrainingRows, prepare
 from sft_dist.data.rows import Kind, Prepared
 from sft_dist.data.template import ChatTemplate
 from sft_dist.data.work import Block, printable, read_batch
+from sft_dist.errors import UserError
 
 PROMPT = "prompt"
 _COLUMNS = ("query", "prompt")
@@ -117,7 +118,7 @@ class PromptWork:
             try:
                 ids = prompt_ids(self.template, asked.turns)
                 if self.limit is not None and len(ids) > self.limit:
-                    raise Fault(f"the prompt has {len(ids)} tokens, ppo.response_length leaves room for {self.limit}")
+                    raise Fault(too_long(len(ids), self.limit))
             except Fault as fault:
                 block.note(place, where, fault)
                 continue
@@ -133,10 +134,28 @@ class PromptWork:
         return block
 
 
+def too_long(tokens: int, room: int) -> str:
+    """What is wrong with a prompt that leaves no room for an answer."""
+    return f"the prompt has {tokens} tokens, ppo.response_length leaves room for {room}"
+
+
 def prompt_ids(template: ChatTemplate, turns: Conversation) -> list[int]:
     """The tokens that a model is given to answer the last turn. Raises :class:`Fault`."""
     ids: list[int] = template.tokenizer(template.prompt(turns), add_special_tokens=False)["input_ids"]
     return ids
+
+
+def room_for_prompts(recipe: Recipe, limit: int | None) -> int | None:
+    """Tokens that a prompt may have beside the longest response. Raises :class:`UserError` where none are left."""
+    if limit is None:
+        return None
+    room = limit - recipe.ppo.response_length
+    if room < 1:
+        raise UserError(
+            f"ppo.response_length: {recipe.ppo.response_length} tokens leave no room for a prompt in rows of {limit} "
+            "(train.max_length); lower it"
+        )
+    return room
 
 
 PROMPTS = Kind(PROMPT, PROMPT_SCHEMA, PromptWork)

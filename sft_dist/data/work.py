@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sft_dist.config import DataSection
 from sft_dist.data.account import Account, one_line
-from sft_dist.data.conversations import Reader
+from sft_dist.data.conversations import Parsed, Reader, ReadsRecords
 from sft_dist.data.digests import Seen, digest, new_among
 from sft_dist.data.files import RawRecord
 from sft_dist.data.formats import Conversation, Fault, Turn, to_json
@@ -57,17 +57,6 @@ class Block:
     def note(self, place: int, where: str, fault: Fault) -> None:
         """Take in the fault of a record."""
         self.faults.append((place, one_line(f"{where}: {fault}")))
-
-
-Parsed = TypeVar("Parsed", covariant=True)
-
-
-class ReadsRecords(Protocol[Parsed]):
-    """Turns raw records into what rows are made of; `form` is their format, as far as it is known."""
-
-    form: str
-
-    def __call__(self, raw: RawRecord) -> Parsed: ...
 
 
 def read_batch(

@@ -36,8 +36,10 @@ def evaluate(recipe: Recipe, output: Path | None) -> None:
     """Held-out perplexity and answers of the recipe's model, on one process.
 
     Writes `answers.jsonl`, `comparison.html` and `measure.json` into `output` where it is given.
-    Raises :class:`UserError` when the recipe holds nothing out.
+    Raises :class:`UserError` when the recipe holds nothing out, or is of a reward model.
     """
+    if recipe.stage == "reward":
+        raise UserError("stage: a reward model gives no answers; run `sft-dist score MODEL FILE` on held-out pairs")
     import torch
     from rich.console import Console
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sft_dist.ppo.formulas import entropy_of, log_probs_of
+from sft_dist.ppo.lora import AdapterReward
 
 Batch = dict[str, torch.Tensor]
 POLICY, VALUE = "default", "value"
@@ -25,7 +26,8 @@ class Actors(nn.Module):
     `policy`: a causal language model, with adapters where it has them. `value`: a model for sequence classification,
     or None where a head of its own (`value_head`) reads the policy's hidden states, or those of the value adapter.
     `reference`: a frozen causal model, None where it is the policy without its adapter. `rewards`: frozen models for
-    sequence classification. `temperature`: of the distribution that is drawn from and trained.
+    sequence classification, or :class:`AdapterReward`. `temperature`: of the distribution that is drawn from and
+    trained.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class Actors(nn.Module):
         self.temperature = temperature or 1.0
         self.config = policy.config
         parts = [part for part in (policy, value, reference, *rewards) if part is not None]
-        self._no_split_modules = {name for part in parts for name in _bare(part)._no_split_modules or ()}
+        self._no_split_modules = {
+            name for part in parts for name in getattr(_bare(part), "_no_split_modules", None) or ()
+        }
         for part in (reference, *rewards):
             if part is not None:
                 part.requires_grad_(False)
@@ -78,7 +82,14 @@ class Actors(nn.Module):
     def reward(self, number: int, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The rewards (rows,) of a reward model for rows of tokens (rows, length), which are padded on the right."""
         model = self.rewards[number]
-        scores: torch.Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        if isinstance(model, AdapterReward):
+            with adapters(self.policy, model.adapter):
+                base = _bare(self.policy).base_model
+                hidden = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            last = hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(1) - 1]
+            scores: torch.Tensor = model.head(last.to(model.head.weight.dtype))
+        else:
+            scores = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
         return scores.squeeze(-1).float()
 
     def _policy_pass(self, batch: Batch, want_entropy_gradient: bool) -> dict[str, torch.Tensor]:
@@ -114,12 +125,22 @@ class Actors(nn.Module):
     def _has_value_adapter(self) -> bool:
         return VALUE in getattr(self.policy, "peft_config", {})
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
+    ) -> None:  # fmt: skip
         """Recompute activations of what is trained, with the adapters that were on at first."""
-        options = {**(gradient_checkpointing_kwargs or {}), "context_fn": self.recomputing}
+        options = {**(activation_checkpointing_kwargs or {}), "context_fn": self.recomputing}
         for part in (self.policy, self.value):
             if part is not None:
-                _bare(part).gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+                bare = _bare(part)
+                if hasattr(bare, "activation_checkpointing_enable"):
+                    bare.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **more)
+                else:
+                    bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """As transformers called it once."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def recomputing(self) -> tuple[Any, Any]:
         """Contexts of a layer's forward pass and of its recomputation, which comes when other adapters are on."""

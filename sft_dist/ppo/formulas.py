@@ -29,6 +29,8 @@ def log_probs_of(logits: Tensor, tokens: Tensor) -> Tensor:
 def entropy_of(logits: Tensor) -> Tensor:
     """Entropy in nats (n, t) of the distributions of logits (n, t, vocabulary): log sum exp - sum p * logit."""
     logits = logits.float()
+    # Large logits would leave few digits to the difference, and a shift changes no distribution.
+    logits = logits - logits.detach().amax(-1, keepdim=True)
     return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
 
 
@@ -118,8 +120,10 @@ def value_losses(
     plain = (values - returns).square()
     if cliprange is None:
         return plain / 2, torch.zeros_like(plain, dtype=torch.bool)
-    clipped = (old + (values - old).clamp(-cliprange, cliprange) - returns).square()
-    return torch.maximum(plain, clipped) / 2, clipped > plain
+    moved = values - old
+    clipped = (old + moved.clamp(-cliprange, cliprange) - returns).square()
+    # Within the range the two differ by rounding, which is no clipping.
+    return torch.maximum(plain, clipped) / 2, (clipped > plain) & (moved.abs() > cliprange)
 
 
 def approximate_kl(log_probs: Tensor, old: Tensor) -> Tensor:
@@ -131,7 +135,8 @@ def approximate_kl(log_probs: Tensor, old: Tensor) -> Tensor:
 class AdaptiveKL:
     """The weight of the KL penalty: fixed, or steered to a target (Ziegler et al. 2019, section 2.2).
 
-    e = clip(KL / target - 1, -0.2, 0.2); coefficient *= 1 + e * episodes / horizon.
+    e = clip(KL / target - 1, -0.2, 0.2); coefficient *= 1 + e * episodes / horizon, as if a rollout of more episodes
+    than the horizon had just as many: five times as many could make it negative.
     """
 
     coefficient: float
@@ -142,7 +147,7 @@ class AdaptiveKL:
         """After a rollout. `kl`: nats of a response, the mean of the rollout."""
         if self.target is not None:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
-            self.coefficient *= 1 + error * episodes / self.horizon
+            self.coefficient *= 1 + error * min(episodes / self.horizon, 1.0)
 
 
 @dataclass

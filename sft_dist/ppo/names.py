@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sft_dist.config_stages import PPOSection
 
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RewardName:
     @property
     def is_function(self) -> bool:
         """Whether it is `package.module:function`."""
-        return bool(_FUNCTION.fullmatch(self.source))
+        return bool(FUNCTION.fullmatch(self.source))
 
 
 def reward_names(settings: PPOSection) -> list[RewardName]:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import importlib
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sft_dist import builtin_models
+from sft_dist.config import Recipe
 from sft_dist.config_stages import PPOSection
+from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import UserError
+from sft_dist.modelinfo import max_positions
+from sft_dist.models import load_config
+from sft_dist.ppo.lora import own_adapter
 from sft_dist.ppo.names import RewardName, reward_names
+from sft_dist.reward_model import refuse_headless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,25 +83,31 @@ class FunctionReward:
         key, path = self.name.key, self.name.source
         try:
             given = self.function(prompts=list(texts.prompts), completions=list(texts.completions))
+            rewards = list(given) if isinstance(given, Iterable) else None
         except Exception as error:
+            said = " ".join(str(error).split())
             raise UserError(
-                f"{key}: {path} raised {type(error).__name__}: {error} (first of {_sample(texts, 0)})"
+                f"{key}: {path} raised {type(error).__name__}: {said} (first of {_sample(texts, 0)})"
             ) from error
-        try:
-            rewards = list(given)
-        except TypeError as error:
-            raise UserError(f"{key}: {path} gave a {type(given).__name__}; it must give a list of numbers") from error
+        if rewards is None:
+            raise UserError(f"{key}: {path} gave a {type(given).__name__}; it must give a list of numbers")
         if len(rewards) != len(texts.completions):
             raise UserError(
                 f"{key}: {path} gave {len(rewards)} rewards for {len(texts.completions)} completions "
                 f"(first of {_sample(texts, 0)}); it must give one for each"
             )
         for number, reward in enumerate(rewards):
-            if not isinstance(reward, numbers.Real | torch.Tensor) or not math.isfinite(float(reward)):
-                raise UserError(
-                    f"{key}: {path} gave {reward!r} for {_sample(texts, number)}; it must give finite numbers"
-                )
+            if not _is_finite(reward):
+                said = " ".join(repr(reward).split())
+                raise UserError(f"{key}: {path} gave {said} for {_sample(texts, number)}; it must give finite numbers")
         return [float(reward) for reward in rewards]
+
+
+def _is_finite(reward: object) -> bool:
+    """Whether it is a finite number, or a tensor of one."""
+    if isinstance(reward, torch.Tensor):
+        return reward.numel() == 1 and bool(torch.isfinite(reward).all())
+    return isinstance(reward, numbers.Real) and math.isfinite(float(reward))
 
 
 def _sample(texts: Texts, number: int) -> str:
@@ -111,13 +124,41 @@ def load_function(name: RewardName) -> Function:
     module, _, attribute = name.source.partition(":")
     try:
         function: Function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise UserError(
-            f"{name.key}: {name.source}: {error}; it must be package.module:function, importable from here"
+            f"{name.key}: {name.source}: {kind}{error}; it must be package.module:function, importable from here"
         ) from error
     if not callable(function):
         raise UserError(f"{name.key}: {name.source} is a {type(function).__name__}, not a function")
     return function
+
+
+def model_rewards(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, path: str) -> list[ModelReward]:
+    """The reward models of a recipe. `tokenizer` and `path`: of the policy.
+
+    Raises :class:`UserError` where one cannot judge what the policy writes.
+    """
+    names = [name for name in reward_names(recipe.ppo) if not name.is_function]
+    return [_model_reward(recipe, tokenizer, path, name, number) for number, name in enumerate(names)]
+
+
+def _model_reward(
+    recipe: Recipe, policys: PreTrainedTokenizerBase, policy: str, name: RewardName, number: int
+) -> ModelReward:
+    path = builtin_models.resolve(name.source)
+    section = recipe.model.model_copy(update={"model_name_or_path": path})
+    try:
+        if own_adapter(recipe, name.source, policy) is None:
+            refuse_headless(path, section)
+        config = load_config(path, section).to_dict()
+        tokenizer = load_tokenizer(path, section, lambda _: None)
+    except UserError as error:
+        raise UserError(f"{name.key}: {str(error).removeprefix('model.model_name_or_path: ')}") from error
+    fault = tokenizer_fault(tokenizer, policys)
+    if fault and not recipe.ppo.retokenize:
+        raise UserError(f"{name.key}: {name.source}: {fault}; set ppo.retokenize=true to give it the text anew")
+    return ModelReward(name, number, tokenizer if fault else None, tokenizer.pad_token_id, max_positions(config))
 
 
 def tokenizer_fault(own: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase) -> str | None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from sft_dist.ppo.vllm import VLLM
+
 Reward = ModelReward | FunctionReward
 
 
@@ -54,17 +56,17 @@ class Roller:
     """Makes rollouts with a trainer's actors. All ranks call it together.
 
     `stops`: the tokens that end a response. `between` is called between batches, by all ranks alike, and may raise
-    to leave the rollout; `alive` at every token.
+    to leave the rollout; `alive` at every token. `vllm`: what generates in the place of transformers.
     """
 
     def __init__(
         self, trainer: Any, settings: PPOSection, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int],
         rewards: Sequence[Reward], seed: int, between: Callable[[], None], alive: Callable[[], None],
-        generate: Callable[..., list[Ids]] = respond,
+        vllm: VLLM | None = None,
     ) -> None:  # fmt: skip
         self.trainer, self.settings, self.tokenizer = trainer, settings, tokenizer
         self.stops, self.rewards, self.seed = stops, rewards, seed
-        self.between, self.alive, self.generate = between, alive, generate
+        self.between, self.alive, self.vllm = between, alive, vllm
         self.seconds = 0.0
 
     def roll(self, number: int, prompts: Prompts, rows: Sequence[int], tag: int = 0) -> Rollout:
@@ -76,7 +78,7 @@ class Roller:
         ids = [prompts.ids(row) for row in rows]
         # Prompts of like length in one batch; all ranks have as many batches, for they gather weights together.
         order = sorted(range(len(rows)), key=lambda place: (-len(ids[place]), place))
-        order += order[: -len(order) % world]
+        order += [order[extra % len(order)] for extra in range(-len(order) % world)]
         mine = order[rank::world]
         size = self.settings.rollout_micro_batch_size or self.trainer.args.per_device_eval_batch_size
         batches = [mine[start : start + size] for start in range(0, len(mine), size)]
@@ -92,14 +94,19 @@ class Roller:
         settings, trainer = self.settings, self.trainer
         found = []
         seed = (self.seed << 8) + tag
+        generate = respond if self.vllm is None else self.vllm.respond
         with torch.no_grad(), gathered(trainer, trainer.backend) as policy, trainer.accelerator.autocast():
+            if self.vllm is not None:
+                self.vllm.begin()
             for batch in batches:
                 self.between()
                 tokens = settings.response_length
                 numbers = chances(seed, number, batch, tokens) if settings.temperature else None
-                texts = self.generate(policy, [ids[place] for place in batch], numbers, tokens, settings.temperature,
+                texts = generate(policy, [ids[place] for place in batch], numbers, tokens, settings.temperature,
                                       self.stops, self.tokenizer.pad_token_id, self.alive)  # fmt: skip
                 found.append(list(zip(batch, texts, strict=True)))
+            if self.vllm is not None:
+                self.vllm.end()
         self.seconds += time.perf_counter() - began
         return found
 
@@ -128,20 +135,12 @@ class Roller:
         """Give the responses their scores."""
         names = reward_names(self.settings)
         scores: list[list[float]] = []
-        fault = ""
         for reward in self.rewards:
             if isinstance(reward, ModelReward):
-                scores.append(
-                    [score for batch in answered for score in self._of_model(reward, batch, prompts, rows, ids)]
-                )
-                continue
-            try:
-                scores.append(reward(self._texts([one for batch in answered for one in batch], prompts, rows, ids)))
-            except UserError as error:
-                fault = str(error)
-                break
-        if said := next(filter(None, gather_object([fault])), ""):
-            raise UserError(said)
+                given = [score for batch in answered for score in self._of_model(reward, batch, prompts, rows, ids)]
+            else:
+                given = _agreed(reward, self._texts([one for batch in answered for one in batch], prompts, rows, ids))
+            scores.append(given)
         for one, score, parts in zip(found, weighted(scores, names), zip(*scores, strict=True), strict=True):
             one.score = score
             one.parts = {name.name: part for name, part in zip(names, parts, strict=True)}
@@ -163,3 +162,16 @@ class Roller:
             completion_ids=[answer for _, answer in batch],
             wheres=[prompts.where(row) for row in own],
         )
+
+
+def _agreed(reward: FunctionReward, texts: Texts) -> list[float]:
+    """The rewards of a function; where it fails on one rank, all raise, before any waits for another elsewhere."""
+    given: list[float] = []
+    fault = ""
+    try:
+        given = reward(texts)
+    except UserError as error:
+        fault = str(error)
+    if said := next(filter(None, gather_object([fault])), ""):
+        raise UserError(said)
+    return given

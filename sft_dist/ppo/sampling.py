@@ -6,12 +6,13 @@ each token takes one number between 0 and 1, which picks it out of the cumulated
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from sft_dist.data.arrangement import generator
 
@@ -56,21 +57,28 @@ def respond(
         inputs[row, width - len(ids) :] = torch.tensor(ids)
         attention[row, width - len(ids) :] = 1
     pick = [] if numbers is None else [PickedByChance(numbers, temperature, width)]
-    out = model.generate(
-        input_ids=inputs.to(model.device),
-        attention_mask=attention.to(model.device),
-        max_new_tokens=tokens,
-        do_sample=False,
-        logits_processor=LogitsProcessorList([*pick, _Alive(alive)]),
-        eos_token_id=list(stops),
-        pad_token_id=pad,
-        # A model's own settings for chat would bend the distribution that is trained.
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        num_beams=1,
-        use_cache=True,
+    settings = GenerationConfig(
+        max_new_tokens=tokens, do_sample=False, eos_token_id=list(stops) or None, pad_token_id=pad, use_cache=True
     )
+    with _no_settings_of_its_own(model):
+        out = model.generate(
+            input_ids=inputs.to(model.device),
+            attention_mask=attention.to(model.device),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([*pick, _Alive(alive)]),
+        )
     return [up_to_stop(row, stops) for row in out[:, width:].tolist()]
+
+
+@contextmanager
+def _no_settings_of_its_own(model: Any) -> Iterator[None]:
+    """A model's settings for chat would bend the distribution that is trained: what a call leaves open they fill in."""
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before, bare.generation_config = bare.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        bare.generation_config = before
 
 
 class _Alive(LogitsProcessor):  # type: ignore[misc]

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 from transformers import TrainingArguments
 
 from sft_dist.checkpoints.keeper import Held
-from sft_dist.config import Recipe
 from sft_dist.data.account import summary_lines
-from sft_dist.data.prompts import prepare_prompts
+from sft_dist.data.prompts import prepare_prompts, room_for_prompts
 from sft_dist.data.rows import Prepared, rows_of
 from sft_dist.data.template import stop_token_ids
-from sft_dist.errors import UserError
 from sft_dist.metrics_file import rewind_metrics
-from sft_dist.ppo.loading import load_actors, model_rewards
+from sft_dist.ppo.loading import load_actors
 from sft_dist.ppo.names import reward_names
 from sft_dist.ppo.plan import Plan, plan_of
 from sft_dist.ppo.ptx import Ptx
 from sft_dist.ppo.report import write_report
-from sft_dist.ppo.rewards import functions_of
+from sft_dist.ppo.rewards import functions_of, model_rewards
 from sft_dist.ppo.roller import Prompts, Reward, Roller
 from sft_dist.saving import save_model
 from sft_dist.stages import Setting
 from sft_dist.trainers.arguments import training_arguments
 from sft_dist.trainers.ordered import digest_of_rows
 from sft_dist.trainers.ppo import Measured, PPOTrainer
+
+if TYPE_CHECKING:
+    from sft_dist.ppo.vllm import VLLM
 
 
 class PPOStage:
@@ -38,7 +40,7 @@ class PPOStage:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.functions = functions_of(setting.recipe.ppo)
-        self.models = model_rewards(setting)
+        self.models = model_rewards(setting.recipe, setting.tokenizer, setting.path)
 
     def prepare_data(self) -> list[str]:
         """The prompts that are trained on and those held out."""
@@ -68,10 +70,11 @@ class PPOStage:
         by_name = {reward.name.name: reward for reward in every}
         rewards = [by_name[name.name] for name in reward_names(settings)]
         stops = stop_token_ids(s.template)
-        roller = partial(Roller, trainer, settings, s.tokenizer, stops, rewards, plan.seed)
+        roller = partial(Roller, trainer, settings, s.tokenizer, stops, rewards, plan.seed, vllm=self._vllm())
         ptx = Ptx(self.ptx.rows, plan.rows, plan.seed, trainer.pad) if self.ptx else None
         digest = digest_of_rows(self.train.rows, plan.rollout, plan.mini_batches, plan.epochs)
-        trainer.arrange(plan, Prompts(self.train.rows), roller, digest, ptx)
+        held_out = Prompts(self.held_out.rows) if self.held_out else None
+        trainer.arrange(plan, Prompts(self.train.rows), held_out, roller, digest, ptx)
         trainer.model.policy.generation_config.eos_token_id = stops
         s.say(plan_line(plan))
 
@@ -79,9 +82,8 @@ class PPOStage:
         """Rewards, KL and lengths of the responses to the held-out prompts."""
         if self.held_out is None:
             return None
-        rows = list(range(len(self.held_out.rows)))
-        self.setting.say(f"measuring {when} training: {len(rows)} held-out prompts to answer")
-        return self.trainer.measured(Prompts(self.held_out.rows), rows, self.setting.recipe.eval.num_prompts)
+        self.setting.say(f"measuring {when} training: {len(self.held_out.rows)} held-out prompts to answer")
+        return self.trainer.measured(self.setting.recipe.eval.num_prompts)
 
     def save(self) -> None:
         """The policy, or its adapter."""
@@ -90,6 +92,14 @@ class PPOStage:
     def report(self, after: Measured | None, seconds: float) -> None:
         """Summary, curves and samples."""
         write_report(self.setting, self.trainer, self.train.account, after, seconds)
+
+    def _vllm(self) -> VLLM | None:
+        s = self.setting
+        if s.recipe.ppo.generator != "vllm":
+            return None
+        from sft_dist.ppo.vllm import VLLM
+
+        return VLLM(self.trainer.model.policy, self.trainer.accelerator, s.tokenizer, s.limit)
 
     def _ptx_rows(self) -> Prepared | None:
         s, settings = self.setting, self.setting.recipe.ppo
@@ -100,19 +110,6 @@ class PPOStage:
         )
         split = settings.ptx_dataset_train_split
         return rows_of(data, s.template, s.limit, split, "ppo.ptx_dataset_name")
-
-
-def room_for_prompts(recipe: Recipe, limit: int | None) -> int | None:
-    """Tokens that a prompt may have beside the longest response. Raises :class:`UserError` where none are left."""
-    if limit is None:
-        return None
-    room = limit - recipe.ppo.response_length
-    if room < 1:
-        raise UserError(
-            f"ppo.response_length: {recipe.ppo.response_length} tokens leave no room for a prompt in rows of {limit} "
-            "(train.max_length); lower it"
-        )
-    return room
 
 
 def plan_line(plan: Plan) -> str:

@@ -29,6 +29,7 @@ from sft_dist.ppo.roller import Prompts, Roller
 from sft_dist.ppo.rollout import Rollout, from_document, samples_of, settle, statistics_of, to_document
 from sft_dist.ppo.safeguards import Safeguards
 from sft_dist.trainers.ordered import Ordered
+from sft_dist.trainers.resumable import EvaluationStopped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,12 +55,25 @@ class _RolloutLeft(Exception):
 class _Loss(Trainer):  # type: ignore[misc]
     """The loss of PPO in transformers' trainer, below what judges and counts."""
 
+    control: Any
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         """The part of the mini-batch's loss that these rows have."""
         found = self.loss_of(model, inputs["places"].tolist())
         return (found, None) if return_outputs else found
 
     def loss_of(self, model: Any, places: list[int]) -> torch.Tensor:
+        """See :class:`PPOTrainer`."""
+        raise NotImplementedError
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """What the policy comes to on the held-out prompts, as `PREFIX_reward` and the like."""
+        found = {f"{metric_key_prefix}_{name}": value for name, value in self.held_out_numbers().items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def held_out_numbers(self) -> dict[str, float]:
         """See :class:`PPOTrainer`."""
         raise NotImplementedError
 
@@ -85,14 +99,21 @@ class PPOTrainer(Ordered, _Loss):
         self._clock = {"time/rollout": 0.0, "time/generation": 0.0}
         self._left_out = False
         super().__init__(
-            model=model, args=args, train_dataset=[0], processing_class=tokenizer, data_collator=_collate
+            model=model, args=args, train_dataset=[0], eval_dataset=[0], processing_class=tokenizer,
+            data_collator=_collate,
         )  # fmt: skip
 
     def arrange(
-        self, plan: Plan, prompts: Prompts, roller: Callable[..., Roller], digest: str, ptx: Ptx | None
+        self,
+        plan: Plan,
+        prompts: Prompts,
+        held_out: Prompts | None,
+        roller: Callable[..., Roller],
+        digest: str,
+        ptx: Ptx | None,
     ) -> None:
         """Settle what is trained on. `roller`: makes it, given what to call between batches and at every token."""
-        self.plan, self.prompts, self.ptx = plan, prompts, ptx
+        self.plan, self.prompts, self.held_out, self.ptx = plan, prompts, held_out, ptx
         self.args.max_steps = plan.steps
         self.train_dataset = Places(plan)
         self.order_rows(lambda: PlacesInOrder(plan), digest, None)  # type: ignore[arg-type, return-value]
@@ -149,11 +170,24 @@ class PPOTrainer(Ordered, _Loss):
         finally:
             self.model.train(training)
 
-    def measured(self, prompts: Prompts, rows: list[int], samples: int) -> Measured:
-        """What the policy comes to on prompts, all ranks together, and so many samples."""
-        rollout = self._rolled(prompts, rows, number=0, tag=1)
-        kept = samples_of(rollout, samples, self.processing_class.decode, prompts.where)
+    def measured(self, samples: int) -> Measured | None:
+        """What the policy comes to on the held-out prompts, all ranks together, and so many samples."""
+        if self.held_out is None:
+            return None
+        # Of the same chances at every time, which are others than those of the rollouts.
+        rollout = self._rolled(self.held_out, list(range(len(self.held_out))), number=0, tag=1)
+        kept = samples_of(rollout, samples, self.processing_class.decode, self.held_out.where)
         return Measured(statistics_of(rollout), kept)
+
+    def held_out_numbers(self) -> dict[str, float]:
+        """The means over the held-out prompts, by the last part of their names."""
+        try:
+            found = self.measured(0)
+        except _RolloutLeft as left:
+            raise EvaluationStopped from left
+        assert found is not None
+        names = {"scores": "reward", "mean_length": "length"}
+        return {names.get(last := name.rpartition("/")[2], last): value for name, value in found.numbers.items()}
 
     def _between(self) -> None:
         self.survival.watchdog.sign_of_life()

@@ -30,7 +30,7 @@ else:
     Base = object
 
 
-class _EvaluationStopped(Exception):
+class EvaluationStopped(Exception):
     """An evaluation was left for a signal."""
 
 
@@ -232,7 +232,7 @@ class Resumable(Base):  # type: ignore[misc]
         try:
             metrics: dict[str, float] = super()._evaluate(*args, **kwargs)
             return metrics
-        except _EvaluationStopped:
+        except EvaluationStopped:
             self._evaluation_is_due = True
             self.control.should_save = True
             return {}
@@ -246,7 +246,7 @@ class Resumable(Base):  # type: ignore[misc]
         """Called before each batch of an evaluation, by all ranks."""
         self.survival.watchdog.sign_of_life()
         if self.survival.within_training and self.survival.asked_to_stop():
-            raise _EvaluationStopped
+            raise EvaluationStopped
 
     def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
         """As the base class; waiting for data is no hang."""

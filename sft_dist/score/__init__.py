@@ -1,0 +1,1 @@
+"""Rewards of a reward model for records of any format."""
