@@ -12,19 +12,22 @@ from typing import Any
 import yaml
 
 from sft_dist import builtin_models
+from tests import letters
 from tests.benchmarks import ppo_reward
 
-_CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
-_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}{{ '\n' }}"
+# Each is a token of the small models.
+CHARACTERS = string.ascii_lowercase + string.digits + string.ascii_uppercase
 _WORDS = "the quick brown fox jumps over a lazy dog and returns a list of strings".split()  # noqa: SIM905
+_LONGEST = 128
 
 
 @dataclass(frozen=True)
 class Case:
     """A training, under the names of TRL's PPOConfig.
 
-    Prompts are `prompts` in number, of 1 to `words` words. A micro-batch is a mini-batch, and a rollout is generated
-    at once. `last`: the rollouts whose mean reward counts.
+    There are `prompts` of them, whose lengths, in letters or words, are log-normal around the median `length`;
+    `spread` is the deviation of the logarithm. `last`: the rollouts whose mean reward counts. `micro_batch`: of this
+    project, which puts like lengths together; TRL's is a whole mini-batch. Both generate a rollout at once.
     """
 
     model: str
@@ -34,7 +37,9 @@ class Case:
     response_length: int
     num_ppo_epochs: int
     learning_rate: float
-    words: int
+    micro_batch: int
+    length: int = 24
+    spread: float = 0.8
     num_mini_batches: int = 4
     kl_coef: float = 0.01
     missing_eos_penalty: float | None = None
@@ -47,31 +52,18 @@ class Case:
     prompts: int = 512
 
 
-def _small(model: str) -> Case:
+def _small(model: str, **more: Any) -> Case:
     return Case(model, rollouts=40, last=5, rollout_batch_size=64, response_length=ppo_reward.LETTERS,
-                num_ppo_epochs=4, learning_rate=1e-3, words=12)  # fmt: skip
+                num_ppo_epochs=4, learning_rate=1e-3, micro_batch=8, **more)  # fmt: skip
 
 
 CASES = {
     "llama": _small("llama"),
     "opt": _small("opt"),
+    "llama, prompts of one length": _small("llama", spread=0.0),
     builtin_models.NAME: Case(builtin_models.NAME, rollouts=4, last=1, rollout_batch_size=16, response_length=53,
-                              num_ppo_epochs=2, learning_rate=1e-5, words=40),
+                              num_ppo_epochs=2, learning_rate=1e-5, micro_batch=2),
 }  # fmt: skip
-
-
-def letters_tokenizer() -> Any:
-    """A token is a character, and three are none, so that text and tokens say the same."""
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
-    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    vocabulary = {token: number for number, token in enumerate([*names.values(), *_CHARACTERS])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.decoder = decoders.Fuse()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-    wrapped.chat_template = _TEMPLATE
-    return wrapped
 
 
 def save_models(folder: Path, model: str) -> None:
@@ -84,7 +76,7 @@ def save_models(folder: Path, model: str) -> None:
         source = builtin_models.resolve(model)
         policy, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     else:
-        tokenizer = letters_tokenizer()
+        tokenizer = letters.tokenizer(CHARACTERS)
         policy = AutoModelForCausalLM.from_config(_config(model, tokenizer))
     policy.config.pad_token_id = tokenizer.pad_token_id
     policy.save_pretrained(folder / "model")
@@ -97,17 +89,18 @@ def save_models(folder: Path, model: str) -> None:
 def _config(model: str, tokenizer: Any) -> Any:
     from transformers import LlamaConfig, OPTConfig
 
-    size: dict[str, Any] = {"vocab_size": len(tokenizer), "hidden_size": 64, "num_hidden_layers": 2,
-                            "num_attention_heads": 4, "max_position_embeddings": 256}  # fmt: skip
-    size |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    size = letters.sizes(tokenizer) | {"hidden_size": 64, "max_position_embeddings": 256}
     if model == "opt":
         return OPTConfig(**size, ffn_dim=256, word_embed_proj_dim=64, dropout=0.0)
     return LlamaConfig(**size, intermediate_size=256, num_key_value_heads=2)
 
 
 def prompts(case: Case) -> list[str]:
+    """The texts of the prompts, the same for every seed of the training."""
     draw = random.Random(0)
-    return [" ".join(draw.choices(_WORDS, k=draw.randint(1, case.words))) for _ in range(case.prompts)]
+    lengths = [round(case.length * draw.lognormvariate(0, case.spread)) for _ in range(case.prompts)]
+    parts, between = (_WORDS, " ") if builtin_models.is_built_in(case.model) else (list(CHARACTERS), "")
+    return [between.join(draw.choices(parts, k=min(max(length, 1), _LONGEST))) for length in lengths]
 
 
 def trl_settings(case: Case, folder: Path, seed: int) -> dict[str, Any]:
@@ -131,20 +124,32 @@ def our_recipe(case: Case, folder: Path, seed: int, run: Path) -> dict[str, Any]
         "stage": "ppo",
         "model": {"model_name_or_path": str(folder / "model")},
         "data": {"dataset_name": str(data)},
-        "ppo": {name: getattr(case, name) for name in names} | {
+        "ppo": {name: getattr(case, name) for name in names}
+        | {
             "reward": "tests.benchmarks.ppo_reward:reward",
             "value_model_name_or_path": str(folder / "value"),
             "rollout_micro_batch_size": case.rollout_batch_size,
         },
-        "train": {"max_length": 256, "per_device_train_batch_size": mini_batch, "learning_rate": case.learning_rate,
-                  "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "weight_decay": 0.0, "bf16": False,
-                  "max_steps": case.rollouts * case.num_ppo_epochs * case.num_mini_batches, "seed": seed,
-                  "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
-                  "logging_steps": case.num_ppo_epochs * case.num_mini_batches, "optim": "adamw_torch_fused"},
+        "train": {
+            "max_length": 256,
+            "per_device_train_batch_size": case.micro_batch,
+            "learning_rate": case.learning_rate,
+            "lr_scheduler_type": "constant",
+            "optim": "adamw_torch_fused",
+            "weight_decay": 0.0,
+            "max_grad_norm": 0.0,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "max_steps": case.rollouts * case.num_ppo_epochs * case.num_mini_batches,
+            "logging_steps": case.num_ppo_epochs * case.num_mini_batches,
+            "seed": seed,
+            "report_to": "none",
+            "save_strategy": "no",
+        },
         "parallel": {"global_batch_size": mini_batch},
         "output": {"output_dir": str(run), "overwrite": True},
         "eval": {"enabled": False},
-    }  # fmt: skip
+    }
 
 
 def write_recipe(path: Path, recipe: dict[str, Any]) -> None:

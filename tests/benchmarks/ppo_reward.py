@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-LETTER = "e"
+LETTER = "a"
 # As many tokens have the responses of the small models, where a token is a letter: 1 is the most they can reach.
 LETTERS = 24
 # Names the file that every call adds a line to: seconds on the clock, of processor time, and the completions.
