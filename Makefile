@@ -1,8 +1,10 @@
 # `make demo` and `make test` set up VENV by themselves; nothing but Python with pip is needed before.
 PYTHON ?= python3
 VENV ?= .venv
-# Further words for pytest, such as PYTEST="tests/unit -x".
+# Words for pytest instead of the whole suite, such as PYTEST="tests/unit -x".
 PYTEST ?=
+# A folder for reports in JUnit's form.
+REPORTS ?=
 
 # Strikes at real runs; 100 take about 40 minutes on two cores.
 STRIKES ?= 100
@@ -13,8 +15,17 @@ SEED ?= 0
 demo: setup
 	$(VENV)/bin/sft-dist run smollm2-135m/sft-python-docs output.overwrite=true
 
+# Tests of one process two at a time; the others have processes enough of their own.
 test: setup
+ifneq ($(strip $(PYTEST)),)
 	$(VENV)/bin/python -m pytest $(PYTEST)
+else
+	@status=0; \
+	$(VENV)/bin/python -m pytest -n 2 --durations=10 $(REPORTS:%=--junitxml=%/unit.xml) tests/unit || status=1; \
+	$(VENV)/bin/python -m pytest --durations=15 $(REPORTS:%=--junitxml=%/processes.xml) \
+		tests/distributed tests/slurm tests/gpu || status=1; \
+	exit $$status
+endif
 
 chaos: setup
 	$(VENV)/bin/python -m tests.distributed.chaos --strikes $(STRIKES) --seed $(SEED)

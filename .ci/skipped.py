@@ -1,4 +1,4 @@
-"""Fails where a test was skipped that this machine could have run: `skipped.py JUNIT.xml`."""
+"""Fails where a test was skipped that this machine could have run: `skipped.py JUNIT.xml [JUNIT.xml ...]`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LACKING = {
 }
 
 
-def main(report: str) -> int:
+def main(reports: list[str]) -> int:
     """Print every skipped test; 1 where one had no right to be."""
     wrong = ran = 0
-    for case in ET.parse(report).iter("testcase"):
+    for case in (case for report in reports for case in ET.parse(report).iter("testcase")):
         skipped = case.find("skipped")
         if skipped is None:
             ran += 1
@@ -38,4 +38,4 @@ def main(report: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from launch import devices, hub, local
+from launch.check_reference import reference
+from launch.check_rewards import rewards
 from launch.environment import config_path, worker_environments
 from launch.place import Place, this_machine
 from sft_dist import builtin_models
@@ -58,6 +60,8 @@ def findings(recipe: Recipe, place: Place | None = None) -> list[Finding]:
         lambda: _packages(recipe, where()),
         lambda: _output(recipe),
         lambda: _model(recipe),
+        lambda: _told(reference(recipe)),
+        lambda: _told(rewards(recipe)),
         lambda: _data(recipe),
         lambda: _parallel(recipe, where()),
     )
@@ -67,6 +71,11 @@ def findings(recipe: Recipe, place: Place | None = None) -> list[Finding]:
         except UserError as error:
             found.append(Finding("fault", str(error)))
     return found
+
+
+def _told(lines: Iterator[tuple[bool, str]]) -> Iterator[Finding]:
+    """Lines that are known to be well, or not known."""
+    return (Finding("fine" if known else "unverified", text) for known, text in lines)
 
 
 def refuse_faults(found: Sequence[Finding], unverified_too: bool) -> None:

@@ -58,7 +58,7 @@ def models_of(recipe: Recipe) -> tuple[int, int]:
     """
     lora = recipe.peft.use_peft
     if recipe.stage == "dpo":
-        return 1, 1 if lora else 2
+        return 1, 1 if lora or recipe.dpo.precompute_ref_log_probs else 2
     if recipe.stage == "ppo":
         rewards = sum(not name.is_function for name in reward_names(recipe.ppo))
         trained = 1 if lora or recipe.ppo.value_model == "shared" else 2

@@ -22,7 +22,7 @@ _KEY = "parallel.strategy"
 _DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 _FIELDS = "ACCELERATE_CONFIG_DS_FIELDS"
 # A name that ds_configs/zero3_hpz.yaml gives, of which accelerate passes on that it is there.
-_HIERARCHICAL = "zero_hpz_partition_size"
+HIERARCHICAL = "zero_hpz_partition_size"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Backend:
             stage=int(own.get("stage", environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))),
             offload_optimizer=device["optimizer"] != "none",
             offload_weights=device["param"] != "none",
-            node_shards=_HIERARCHICAL in environment.get(_FIELDS, "").split(",") or _HIERARCHICAL in own,
+            node_shards=HIERARCHICAL in environment.get(_FIELDS, "").split(",") or HIERARCHICAL in own,
             own=every,
         )
 
@@ -253,7 +253,7 @@ def _zero(backend: Backend, recipe: Recipe, sizes: Sizes, cuda: bool) -> dict[st
             "stage3_gather_16bit_weights_on_model_save": False,
         }
     if backend.stage == 3 and backend.node_shards:
-        zero[_HIERARCHICAL] = sizes.local_world
+        zero[HIERARCHICAL] = sizes.local_world
     return zero
 
 

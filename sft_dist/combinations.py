@@ -31,7 +31,7 @@ def combinations(recipe: Recipe, unsure: Collection[str] = ()) -> list[Finding]:
     `unsure` are keys whose value is not known to be meant: rules that look at one of them are left out.
     """
     # Their rules count when they are read.
-    from sft_dist import combinations_ppo, combinations_stages, combinations_survival  # noqa: F401
+    from sft_dist import combinations_dpo, combinations_ppo, combinations_stages, combinations_survival  # noqa: F401
 
     return [found for keys, judge in RULES if not set(keys) & set(unsure) for found in judge(recipe)]
 

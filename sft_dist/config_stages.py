@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sft_dist.config_base import NAMED, Location, Name, Section, SourceName
 
 Share = Annotated[float, Field(ge=0, le=1)]
+LossType = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+LossTypes = Annotated[
+    list[LossType],
+    Field(min_length=1),
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=list[LossType] | LossType
+    ),
+]
 
 
 class RewardSection(Section):
@@ -25,7 +36,35 @@ class DPOSection(Section):
     """Direct preference optimisation (`stage: dpo`), under the names of TRL's `DPOConfig`."""
 
     beta: PositiveFloat = 0.1
-    """How closely the model is held to the reference: higher is closer."""
+    """How closely the model is held to the reference: higher is closer. For `ipo` it is the paper's tau."""
+    loss_type: LossTypes = Field(default=["sigmoid"])
+    """The loss, or several that are summed (see docs/dpo.md for the formulas)."""
+    loss_weights: Annotated[list[float], Field(min_length=1)] | None = None
+    """The weight of each of several losses; unset: 1 each."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the labels that are taken to be wrong, for `robust`, `exo_pair`, `aot` and `aot_unpaired`."""
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """Divergence from the reference that the losses of reward differences are derived from (f-DPO)."""
+    f_alpha_divergence_coef: float = 0.5
+    """Alpha of `alpha_divergence`."""
+    ld_alpha: Share | None = None
+    """Weight of the tokens beyond the length of the shorter side (LD-DPO); unset: 1, as in DPO."""
+    use_weighting: bool = False
+    """Weight each pair by how likely the policy is to write it (WPO)."""
+    discopop_tau: PositiveFloat = 0.05
+    """Temperature of `discopop`."""
+    disable_dropout: bool = True
+    """Train without dropout, that of the adapter among it; what policy and reference say is then no draw."""
+    ref_model: Location | None = None
+    """Reference model, of the policy's architecture and tokenizer; unset: the policy as it begins. With
+    `peft.use_peft` it is the model with its adapter off."""
+    ref_model_revision: Name = "main"
+    """Branch, tag or commit of a hub reference."""
+    precompute_ref_log_probs: bool = False
+    """Compute the reference's log-probabilities once, beforehand, and keep them in the cache: no reference takes memory
+    while training."""
+    precompute_ref_batch_size: PositiveInt | None = None
+    """Pairs per process that are given to the reference at once; unset: `train.per_device_train_batch_size`."""
 
 
 class RewardSource(Section):

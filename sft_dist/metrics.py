@@ -172,6 +172,8 @@ def line(logs: dict[str, Any], step: int, steps: int) -> str | None:
 
 _SHOWN = (
     ("perplexity", "ppl", ".3f"),
+    ("rewards/accuracies", "acc", ".1%"),
+    ("rewards/margins", "margin", "+.4f"),
     ("accuracy", "acc", ".3f"),
     ("margin", "margin", ".3f"),
     ("objective/scores", "reward", ".4f"),

@@ -12,7 +12,7 @@ from sft_dist.data.prompts import Asked, PromptReader, prompt_ids, too_long
 from sft_dist.data.sources import Source
 from sft_dist.data.template import ChatTemplate
 from sft_dist.ppo.names import reward_names
-from sft_dist.ppo.rewards import Texts, functions_of, model_rewards
+from sft_dist.ppo.rewards import Texts, functions_of, model_rewards, refuse_other_value
 from sft_dist.render.preview import PreviewRecord, TokenSpan
 
 # The records' own answers that a reward function is tried on.
@@ -59,7 +59,7 @@ def check_rewards(recipe: Recipe, template: ChatTemplate, path: str, rows: Seque
     """
     tried = [row for row in rows if row.asked.answer][:_TRIED] or list(rows[:_TRIED])
     texts = Texts(
-        prompts=[row.asked.turns[-1].content for row in tried],
+        turns=[row.asked.turns for row in tried],
         completions=[row.asked.answer for row in tried],
         prompt_ids=[row.ids for row in tried],
         completion_ids=[[] for _ in tried],
@@ -73,5 +73,6 @@ def check_rewards(recipe: Recipe, template: ChatTemplate, path: str, rows: Seque
     for reward in model_rewards(recipe, template.tokenizer, path):
         how = "the text anew" if reward.tokenizer is not None else "the policy's tokens"
         yield f"{reward.name.key}: {reward.name.source} is a reward model, and is given {how}"
+    refuse_other_value(recipe, template.tokenizer)
     if len(names := reward_names(recipe.ppo)) > 1:
         yield f"ppo.rewards: the sum of {', '.join(f'{one.weight:g} x {one.name}' for one in names)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 LETTERS = "abcdefghij"
+NAMES = ("<pad>", "<end>", "<ask>")
+# Nothing but letters and the end, so that the letters of a response are all its tokens.
+PLAIN = ("<end>",)
 # Longest response of the tasks, and the length that `length` asks for.
 ROOM, WANTED = 12, 6
 _TEMPLATE = (
@@ -35,7 +39,14 @@ def pattern(prompts: list[str], completions: list[str]) -> list[float]:
     return [sum(text[i : i + 2] in ("ab", "bc", "ca") for i in range(len(text))) / (ROOM - 1) for text in completions]
 
 
-def tokenizer(letters: str = LETTERS, names: Sequence[str] = ("<pad>", "<end>", "<ask>")) -> PreTrainedTokenizerFast:
+def failing(prompts: list[str], completions: list[str]) -> list[float]:
+    """None, on the second process of a run."""
+    if os.environ.get("RANK") == "1":
+        raise LookupError("no judge")
+    return [0.0] * len(completions)
+
+
+def tokenizer(letters: str = LETTERS, names: Sequence[str] = NAMES) -> PreTrainedTokenizerFast:
     """A token for each letter behind those of padding, of the end of a response, and of the end of a prompt.
 
     Of `names` there may be one alone, which is the end of a response and padding, too.
@@ -50,12 +61,14 @@ def tokenizer(letters: str = LETTERS, names: Sequence[str] = ("<pad>", "<end>", 
     return wrapped
 
 
-def save_model(folder: Path, architecture: str = "llama", seed: int = 0, **more: Any) -> Path:
+def save_model(
+    folder: Path, architecture: str = "llama", seed: int = 0, names: Sequence[str] = NAMES, **more: Any
+) -> Path:  # fmt: skip
     """A model directory of a small random model of the language. Architectures: llama, opt. `more`: of its config."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
-    words = tokenizer()
+    words = tokenizer(names=names)
     size = {**sizes(words), **more}
     if architecture == "opt":
         config = OPTConfig(**{"ffn_dim": 96, "word_embed_proj_dim": size["hidden_size"], "dropout": 0.0,
@@ -83,11 +96,7 @@ def save_reward_model(folder: Path, architecture: str = "llama", seed: int = 0, 
     save_model(folder, architecture, **more)
     config = AutoConfig.from_pretrained(folder, num_labels=1)
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(config)
-    with torch.no_grad():
-        # As it is drawn, it would hardly tell one response from another.
-        model.score.weight.mul_(20)
-    model.save_pretrained(folder)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     return folder
 
 

@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "cliprange_value": 0.05, "vf_coef": 0.5, "entropy_coef": 0.02, "whiten_rewards": True, "reward_norm": True,
     "reward_clip": 1.2, "missing_eos_penalty": 0.25, "length_target": 2, "length_penalty": 0.1,
 }  # fmt: skip
-RATE, MOST_NORM = 0.3, 0.5
+RATE, MOST_NORM = 0.1, 0.5
 ROWS, STEPS_PER_ROLLOUT = 4, 4
 
 
@@ -170,41 +170,52 @@ def judged(
 
 
 def losses(policy: Weights, value: Weights, of: Judged, rows: Sequence[int]) -> dict[str, float]:
-    """Means over the tokens of the mini-batch, and what they come to together."""
-    s, policies, values, entropies, moved = SETTINGS, [], [], [], []
+    """Means over the tokens of the mini-batch, and what they come to together, under the names of the log."""
+    found = {**_of_policy(policy, of, rows), **_of_value(value, of, rows)}
+    return {**found, "loss": _whole(found)}
+
+
+def _whole(found: dict[str, float]) -> float:
+    policy = found.get("loss/policy_avg", 0.0) - SETTINGS["entropy_coef"] * found.get("policy/entropy_avg", 0.0)
+    return policy + SETTINGS["vf_coef"] * found.get("loss/value_avg", 0.0)
+
+
+def _of_policy(policy: Weights, of: Judged, rows: Sequence[int]) -> dict[str, float]:
+    cliprange, tokens = SETTINGS["cliprange"], []
     for row in rows:
-        new, entropy = said_of(policy, of.prompts[row], of.responses[row])
-        now = values_of(value, of.prompts[row], of.responses[row])
-        entropies += entropy
-        for t in range(len(new)):
-            old, advantage = of.log_probs[row][t], of.advantages[row][t]
-            policies.append(ppo_reference.policy_loss(new[t], old, advantage, s["cliprange"]))
-            values.append(ppo_reference.value_loss(now[t], of.values[row][t], of.returns[row][t], s["cliprange_value"]))
-            moved.append(
-                (ppo_reference.kl_estimate(new[t], old, "k2"), math.exp(new[t] - old),
-                 float(ppo_reference.policy_slope(new[t], old, advantage, s["cliprange"]) == 0))
-            )  # fmt: skip
-    found = {"loss/policy_avg": np.mean(policies), "loss/value_avg": np.mean(values),
-             "policy/entropy_avg": np.mean(entropies)}  # fmt: skip
-    for name, column in zip(
-        ("policy/approxkl_avg", "val/ratio", "policy/clipfrac_avg"), zip(*moved, strict=True), strict=True
-    ):
-        found[name] = np.mean(column)
-    whole = found["loss/policy_avg"] + s["vf_coef"] * found["loss/value_avg"]
-    return {**found, "loss": whole - s["entropy_coef"] * found["policy/entropy_avg"]}
+        log_probs, entropies = said_of(policy, of.prompts[row], of.responses[row])
+        for new, old, advantage, entropy in zip(
+            log_probs, of.log_probs[row], of.advantages[row], entropies, strict=True
+        ):
+            loss = ppo_reference.policy_loss(new, old, advantage, cliprange)
+            clipped = ppo_reference.policy_slope(new, old, advantage, cliprange) == 0
+            moved = ppo_reference.kl_estimate(new, old, "k2")
+            tokens.append((loss, entropy, moved, math.exp(new - old), float(clipped)))
+    names = ("loss/policy_avg", "policy/entropy_avg", "policy/approxkl_avg", "val/ratio", "policy/clipfrac_avg")
+    return {name: sum(column) / len(tokens) for name, column in zip(names, zip(*tokens, strict=True), strict=True)}
 
 
-def _slopes(of: Callable[[], float], weights: Weights) -> Weights:
-    """The derivatives of what `of` computes by each weight, from a difference to either side."""
+def _of_value(value: Weights, of: Judged, rows: Sequence[int]) -> dict[str, float]:
+    tokens = [
+        ppo_reference.value_loss(new, old, target, SETTINGS["cliprange_value"])
+        for row in rows
+        for new, old, target in zip(
+            values_of(value, of.prompts[row], of.responses[row]), of.values[row], of.returns[row], strict=True
+        )
+    ]
+    return {"loss/value_avg": sum(tokens) / len(tokens)}
+
+
+def _slopes(of: Callable[[], dict[str, float]], weights: Weights) -> Weights:
+    """The derivatives of the loss that `of` computes by each weight, from a difference to either side."""
     found = {}
     for name, weight in weights.items():
         slope = np.zeros_like(weight)
         for at in np.ndindex(weight.shape):
-            kept = weight[at]
-            sides = []
+            kept, sides = weight[at], []
             for side in (EPSILON, -EPSILON):
                 weight[at] = kept + side
-                sides.append(of())
+                sides.append(_whole(of()))
             weight[at] = kept
             slope[at] = (sides[0] - sides[1]) / (2 * EPSILON)
         found[name] = slope
@@ -213,8 +224,8 @@ def _slopes(of: Callable[[], float], weights: Weights) -> Weights:
 
 def step(policy: Weights, value: Weights, of: Judged, rows: Sequence[int]) -> tuple[float, Weights, Weights]:
     """The norm of the gradient, and both models behind a step of SGD along the gradient, which is clipped by norm."""
-    slopes = [_slopes(lambda: losses(policy, value, of, rows)["loss"], weights) for weights in (policy, value)]
-    norm = math.sqrt(sum((slope**2).sum() for one in slopes for slope in one.values()))
+    slopes = [_slopes(lambda: _of_policy(policy, of, rows), policy), _slopes(lambda: _of_value(value, of, rows), value)]
+    norm = math.sqrt(sum(float((slope**2).sum()) for one in slopes for slope in one.values()))
     rate = RATE * min(1.0, MOST_NORM / (norm + 1e-6))
     new = [
         {name: weight - rate * one[name] for name, weight in weights.items()}

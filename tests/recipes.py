@@ -95,6 +95,13 @@ def reward_recipe(folder: Path, model: Path, records: int = 13) -> Path:
     )
 
 
+def dpo_recipe(folder: Path, model: Path, records: int = 21) -> Path:
+    """The same for DPO."""
+    recipe = yaml.safe_load(reward_recipe(folder, model, records).read_text())
+    del recipe["reward"]
+    return write_recipe(folder / "recipe.yaml", **{**recipe, "stage": "dpo"})
+
+
 def environment(folder: Path) -> dict[str, str]:
     """The environment of a command under test: the checkout on the path, caches of its own."""
     return {

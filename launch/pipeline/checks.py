@@ -39,12 +39,23 @@ def refuse_faults(
                 # The run that was claimed there is not of this model.
                 output = recipe.output.model_copy(update={"resume": False, "output_dir": str(stage.folder / "new")})
                 recipe = recipe.model_copy(update={"output": output})
+        to_come = {str(pipeline.stages[need].output) for need in stage.needs if decisions[need].action != "done"}
         try:
-            look(stage, recipe)
+            look(stage, without(recipe, to_come))
         except UserError as error:
             lines += [f"stage {name}: {line}" for line in str(error).splitlines()]
     if lines:
         raise UserError("\n".join(lines))
+
+
+def without(recipe: Recipe, to_come: Collection[str]) -> Recipe:
+    """A recipe without the rewards and the reference that earlier stages are yet to make: nothing is known of them."""
+    ppo = recipe.ppo
+    kept = {name: source for name, source in (ppo.rewards or {}).items() if source.model not in to_come}
+    update = {"reward": None if ppo.reward in to_come else ppo.reward, "rewards": kept or None}
+    reference = None if recipe.dpo.ref_model in to_come else recipe.dpo.ref_model
+    dpo = recipe.dpo.model_copy(update={"ref_model": reference})
+    return recipe.model_copy(update={"ppo": ppo.model_copy(update=update), "dpo": dpo})
 
 
 def prepared(stage: Stage, decision: Decision) -> Recipe:

@@ -13,11 +13,13 @@ from sft_dist.checkpoints.keeper import COMMON
 from sft_dist.checkpoints.pieces import WEIGHT, Reader
 from sft_dist.errors import UserError
 from sft_dist.export.locate import read_json
-from sft_dist.export.tensors import COPY_AGAIN, numel
+from sft_dist.export.tensors import COPY_AGAIN, Tensors, numel
 
 _OTHER = "take another checkpoint"
 # Of files, which stay in memory as they are read until they are opened anew.
 _MOST_BYTES = 32 * 10**6
+# In the names of PPO's weights: the beginning of the policy's, and the value's adapter (sft_dist/ppo/actors.py).
+_POLICY, _VALUE = "policy.", ".value."
 
 
 class CheckpointTensors:
@@ -62,8 +64,39 @@ class CheckpointTensors:
         return None
 
 
-def checkpoint_tensors(checkpoint: Path) -> CheckpointTensors:
-    """The weights of a checkpoint, once every byte of it was found to be sound. Raises :class:`UserError`."""
+class PolicyTensors:
+    """The policy's of a PPO checkpoint, by the names that they have in a model alone."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+        self._names = {
+            name.removeprefix(_POLICY): name for name in tensors if name.startswith(_POLICY) and _VALUE not in name
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Sizes of a tensor."""
+        return self._tensors.shape(self._names[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor's numbers."""
+        return self._tensors.dtype(self._names[name])
+
+    def read(self, name: str) -> torch.Tensor:
+        """A whole tensor."""
+        return self._tensors.read(self._names[name])
+
+
+def checkpoint_tensors(checkpoint: Path) -> Tensors:
+    """The weights of a checkpoint, once every byte of it was found to be sound; of PPO those of the policy.
+
+    Raises :class:`UserError`.
+    """
     if (fault := folders.fault_of(checkpoint)) is not None:
         raise UserError(f"{checkpoint}: {fault}; {_OTHER}")
     files = _files(checkpoint)
@@ -71,7 +104,7 @@ def checkpoint_tensors(checkpoint: Path) -> CheckpointTensors:
     tensors = CheckpointTensors(files, shapes)
     if (lacking := tensors.lacking()) is not None:
         raise UserError(f"{checkpoint}: {lacking} is not whole in its files; {COPY_AGAIN}")
-    return tensors
+    return PolicyTensors(tensors) if any(name.startswith(_POLICY) for name in tensors) else tensors
 
 
 def _files(checkpoint: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from sft_dist.export.lora import Adapter, is_adapter, read_adapter
 from sft_dist.export.tensors import Tensors, stored
 from sft_dist.export.writer import check_space, write
 from sft_dist.export.zero import zero_tensors
+from sft_dist.heads import Head
 
 Say = Callable[[str], None]
 
@@ -92,7 +93,7 @@ def _convert(source: Source, tensors: Tensors, output: Path, wishes: Wishes, say
     folder = companions.config_folder(source)
     if source.kind == "model":
         companions.refuse_quantised(folder, "name a model with plain weights")
-        made = plan.plain(tensors, wishes.dtype, _blank_if_known(folder), source.folder)
+        made = plan.plain(tensors, wishes.dtype, _blank_if_known(folder, plan.head_of(tensors)), source.folder)
     else:
         made = plan.fitted(tensors, wishes.dtype, folder, source.folder)
     _write_model(source, folder, made, output, wishes, say)
@@ -130,16 +131,19 @@ def _write_model(source: Source, folder: Path, made: plan.Plan, output: Path, wi
         base = None if folder in source.beside else folder
         companions.write_config(source, folder, made, unfinished)
         companions.write_tokenizer(source, base, unfinished, say)
-        companions.write_generation(source, base, unfinished)
+        if plan.head_of(tensor.name for tensor in made.tensors) == "causal":
+            companions.write_generation(source, base, unfinished)
+        else:
+            companions.write_pad_token(unfinished)
         files = write(made.tensors, unfinished, wishes.file_bytes)
     size = sum(tensor.bytes for tensor in made.tensors)
     many = "1 file" if files == 1 else f"{files} files"
     say(f"{output}: {len(made.tensors)} tensors, {size / 1e9:.3g} GB in {many}")
 
 
-def _blank_if_known(folder: Path) -> Any | None:
+def _blank_if_known(folder: Path, head: Head) -> Any | None:
     try:
-        return plan.blank_model(folder)
+        return plan.blank_model(folder, head=head)
     except UserError:
         # Code of the model's own is not run; its tensors can be copied all the same.
         return None
@@ -155,7 +159,7 @@ def _config_of_recipe(source: Source, tensors: Tensors) -> dict[str, Any]:
     """What peft would have written: a checkpoint has no adapter_config.json, a run does at its end."""
     from sft_dist.adapters import lora_config
 
-    config = lora_config(source.recipe.peft) if source.recipe is not None else None
+    config = lora_config(source.recipe.peft, plan.head_of(tensors)) if source.recipe is not None else None
     base = companions.trained_base(source)
     if config is None or base is None:
         raise UserError(f"{source.folder}: no adapter_config.json and no recipe.yaml; copy adapter_config.json here")

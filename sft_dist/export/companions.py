@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist import builtin_models
-from sft_dist.config import DataSection, Recipe
+from sft_dist.config import Recipe
 from sft_dist.errors import UserError
 from sft_dist.export.locate import Source, local_folder, read_json
 from sft_dist.export.plan import Plan
@@ -106,28 +106,44 @@ def write_generation(source: Source, base: Path | None, output: Path) -> None:
     _write_json(output / "generation_config.json", settings)
 
 
+def write_pad_token(output: Path) -> None:
+    """The pad token of a reward model's tokenizer, in its configuration: it tells where a text ends."""
+    if any((output / mark).is_file() for mark in _MARKS):
+        config = read_json(output / "config.json")
+        config["pad_token_id"] = _tokenizer_in(output).pad_token_id
+        _write_json(output / "config.json", config)
+
+
 def copy_adapter_config(config: dict[str, Any], base: str | None, output: Path) -> None:
     """adapter_config.json, with another base where one was named."""
     _write_json(output / "adapter_config.json", {**config, **({"base_model_name_or_path": base} if base else {})})
 
 
 def _save_tokenizer(recipe: Recipe, base: Path, output: Path) -> None:
-    from sft_dist.data.template import load_template
+    from sft_dist.data.template import load_template, stop_token_ids
     from sft_dist.data.tokenizer import load_tokenizer
+    from sft_dist.reward_model import settle_pad_token
 
     section = recipe.model.model_copy(update={"model_name_or_path": str(base)})
     tokenizer = load_tokenizer(str(base), section, lambda _: None)
-    load_template(tokenizer, recipe.data)
+    template = load_template(tokenizer, recipe.data)
+    if recipe.stage == "reward":
+        settle_pad_token(tokenizer, stop_token_ids(template), lambda _: None)
     tokenizer.save_pretrained(output)
 
 
 def _stop_tokens(folder: Path) -> list[int]:
-    from sft_dist.config import ModelSection
+    from sft_dist.config import DataSection
     from sft_dist.data.template import load_template, stop_token_ids
+
+    return stop_token_ids(load_template(_tokenizer_in(folder), DataSection(dataset_name="none")))
+
+
+def _tokenizer_in(folder: Path) -> Any:
+    from sft_dist.config import ModelSection
     from sft_dist.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(str(folder), ModelSection(model_name_or_path=str(folder)), lambda _: None)
-    return stop_token_ids(load_template(tokenizer, DataSection(dataset_name="none")))
+    return load_tokenizer(str(folder), ModelSection(model_name_or_path=str(folder)), lambda _: None)
 
 
 def _copy(folder: Path, names: Sequence[str], output: Path) -> None:

@@ -26,6 +26,7 @@ _KNOWN = frozenset(
      "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "megatron_core",
      "qalora_group_size", "init_lora_weights", "bias", "eva_config", "runtime_config")
 )  # fmt: skip
+_HEADS = ("classifier", "score")
 # Other first values are taken out of the base, which is then no longer the one that the adapter names.
 _FIRST_VALUES = (True, False, None, "gaussian", "orthogonal", "eva")
 
@@ -120,8 +121,11 @@ def read_adapter(tensors: Tensors, config: dict[str, Any], origin: Path, whole_m
             raise UserError(f"{origin}: {name} is of a kind of adapter that is not merged; merge it with peft")
         elif not whole_model:
             adapter.replaced[name.replace(".base_layer.", ".")] = key
-    lost = [one for one in config.get("modules_to_save") or () if not any(
-        f".{one}." in f".{name}" for name in adapter.replaced)]  # fmt: skip
+    wanted = list(config.get("modules_to_save") or ())
+    if config.get("task_type") == "SEQ_CLS":
+        # peft names heads of every name that it knows, of which a model has one.
+        wanted = [one for one in wanted if one not in _HEADS] + ["score"]
+    lost = [one for one in wanted if not any(f".{one}." in f".{name}" for name in adapter.replaced)]
     if lost or not (adapter.matrices or adapter.replaced):
         raise UserError(f"{origin}: {lost[0] if lost else 'every tensor'} of the adapter is missing; {COPY_AGAIN}")
     return adapter

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from sft_dist.errors import UserError
 from sft_dist.export.lora import Adapter, file_names
 from sft_dist.export.tensors import COPY_AGAIN, FLOATS, Made, Tensors, converted
+from sft_dist.heads import Head, auto_class, is_head, prepared_config
 from sft_dist.straight import build, without_values
 
 
@@ -24,13 +25,25 @@ class Plan:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def blank_model(folder: Path, rows: int | None = None) -> Any:
+def head_of(names: Iterable[str]) -> Head:
+    """Which head a model with tensors of these names has."""
+    return "reward" if any(map(is_head, names)) else "causal"
+
+
+def head_settings(model: Any, head: Head) -> dict[str, Any]:
+    """What the configuration has to say of a reward model; that of its base may be a causal language model's."""
+    if head == "causal":
+        return {}
+    return {"architectures": [type(model).__name__], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+
+
+def blank_model(folder: Path, rows: int | None = None, head: Head = "causal") -> Any:
     """A model of a folder's configuration without values; `rows`: of its embeddings. Raises :class:`UserError`."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if rows is not None:
             config.get_text_config().vocab_size = rows
-        return build(lambda: AutoModelForCausalLM.from_config(config), without_values())
+        return build(lambda: auto_class(head).from_config(prepared_config(config, head)), without_values())
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder / 'config.json'}: no causal language model is made of it: {line}") from error
@@ -48,10 +61,13 @@ def plain(tensors: Tensors, dtype: torch.dtype | None, model: Any | None, origin
 
 def fitted(tensors: Tensors, dtype: torch.dtype | None, folder: Path, origin: Path) -> Plan:
     """The tensors of a checkpoint, one for each weight of the model of the configuration in `folder`."""
-    model, settings = blank_model(folder), {}
+    head = head_of(tensors)
+    model = blank_model(folder, head=head)
+    settings = head_settings(model, head)
     rows = _rows_of_embeddings(tensors, model)
     if rows not in (None, model.config.get_text_config().vocab_size):
-        model, settings = blank_model(folder, rows), {"vocab_size": rows}
+        model = blank_model(folder, rows, head)
+        settings["vocab_size"] = rows
     places = _places(tensors, model, origin)
     known = set(model.state_dict(keep_vars=True))
     extra = next((name for name in tensors if name not in known and name not in places.values()), None)
@@ -62,16 +78,19 @@ def fitted(tensors: Tensors, dtype: torch.dtype | None, folder: Path, origin: Pa
 
 def merged(base: Tensors, adapter: Adapter, dtype: torch.dtype | None, folder: Path) -> Plan:
     """The base's tensors with the adapter's in them. `folder`: of the base."""
-    model = blank_model(folder)
+    head = head_of(adapter.replaced)
+    model = blank_model(folder, head=head)
     places = _places(base, model, folder, strict=False) or {name: name for name in base}
+    # A base that is a causal language model has no such head.
+    heads = {n: key for n, key in adapter.replaced.items() if is_head(n) and n not in places}
     ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     changed = {f"{module}.weight" for module in adapter.matrices} | set(filter(adapter.is_saved, adapter.replaced))
-    settings: dict[str, Any] = {}
+    settings = head_settings(model, head)
     if any(name in changed or source in changed for name, source in ties.items()):
         # What was one weight in the base are two: the adapter changes only one of the uses, or each by itself.
         places.update({name: places[source] for name, source in ties.items() if source in places})
         settings["tie_word_embeddings"] = False
-    unknown = next((n for n in [*changed, *adapter.replaced] if n not in places and n not in ties), None)
+    unknown = next((n for n in [*changed, *adapter.replaced] if n not in {**places, **heads, **ties}), None)
     if unknown is not None:
         raise UserError(f"{adapter.origin}: changes {unknown}, which {folder} has not; name the right model by --base")
     embeddings = _embedding_names(model)
@@ -85,6 +104,7 @@ def merged(base: Tensors, adapter: Adapter, dtype: torch.dtype | None, folder: P
                 )
             settings["vocab_size"] = made[-1].shape[0]
     _same_rows(made, embeddings, adapter)
+    made += [_copied(adapter.tensors, key, name, dtype) for name, key in heads.items()]
     return Plan(made, settings)
 
 
@@ -142,9 +162,11 @@ def _places(tensors: Tensors, model: Any, origin: Path, strict: bool = True) -> 
     found: dict[str, str] = {}
     for name, shape in _weights(model).items():
         key = next((one for one in _spellings(name, model) if one in tensors), None)
+        if key is None and not strict:
+            if is_head(name):
+                continue
+            return {}
         if key is None:
-            if not strict:
-                return {}
             raise UserError(f"{origin}: the tensor {name} is missing; {COPY_AGAIN}")
         if tensors.shape(key) != shape:
             raise UserError(

@@ -6,6 +6,7 @@ same without, and the value model the same with an adapter of its own and a head
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sft_dist.models import switch_dropout_off
 from sft_dist.ppo.formulas import entropy_of, log_probs_of
 from sft_dist.ppo.lora import AdapterReward
 
@@ -46,8 +48,12 @@ class Actors(nn.Module):
         for part in (reference, *rewards):
             if part is not None:
                 part.requires_grad_(False)
+                if hasattr(part, "config"):
+                    # Not all models of all kinds take it as an argument.
+                    part.config.use_cache = False
         for part in parts:
-            without_dropout(part)
+            # The ratio of a policy to itself has to be one (Huang et al. 2024).
+            switch_dropout_off(part)
 
     def forward(self, call: str, **inputs: Any) -> Any:
         """The one way in, where shards are gathered: `train`, `look` and `reward` (see below), or `begin`, for none."""
@@ -86,10 +92,14 @@ class Actors(nn.Module):
             with adapters(self.policy, model.adapter):
                 base = _bare(self.policy).base_model
                 hidden = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-            last = hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(1) - 1]
+            # As transformers does it: the last token that is no padding, even where padding is what ends a text.
+            places = torch.arange(input_ids.shape[1], device=hidden.device)
+            last = hidden[
+                torch.arange(len(hidden), device=hidden.device), (places * (input_ids != model.pad)).argmax(1)
+            ]
             scores: torch.Tensor = model.head(last.to(model.head.weight.dtype))
         else:
-            scores = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+            scores = model(input_ids=input_ids, attention_mask=attention_mask).logits
         return scores.squeeze(-1).float()
 
     def _policy_pass(self, batch: Batch, want_entropy_gradient: bool) -> dict[str, torch.Tensor]:
@@ -174,13 +184,17 @@ def _bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _inputs(batch: Batch) -> Batch:
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+def _inputs(model: Any, batch: Batch) -> Batch:
+    """What a model is given; positions, where it does not have them from the tokens' distances."""
+    names = ["input_ids", "attention_mask"]
+    if "position_ids" in inspect.signature(type(_bare(model)).forward).parameters:
+        names.append("position_ids")
+    return {name: batch[name] for name in names}
 
 
 def _logits(model: Any, batch: Batch, width: int) -> torch.Tensor:
     """The logits (rows, width + 1, vocabulary) at the position before the last `width` tokens, and at theirs."""
-    logits: torch.Tensor = model(**_inputs(batch), use_cache=False, logits_to_keep=width + 1).logits
+    logits: torch.Tensor = model(**_inputs(model, batch), use_cache=False, logits_to_keep=width + 1).logits
     return logits
 
 
@@ -197,7 +211,7 @@ def _read_by(module: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 def _trunk(model: Any, batch: Batch) -> torch.Tensor:
     """The hidden states behind the last layer, (rows, length, hidden)."""
-    hidden: torch.Tensor = model.base_model(**_inputs(batch), use_cache=False).last_hidden_state
+    hidden: torch.Tensor = model.base_model(**_inputs(model, batch), use_cache=False).last_hidden_state
     return hidden
 
 
@@ -234,13 +248,3 @@ def _adapted(model: Any) -> list[Any]:
         # Not as an attribute: torch would take the modules for children.
         model.__dict__["_sft_dist_adapted"] = found
     return found
-
-
-def without_dropout(model: nn.Module) -> None:
-    """Switch dropout off: the ratio of a policy to itself has to be one (Huang et al. 2024)."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop", "hidden_dropout"):
-            if isinstance(module.__dict__.get(name), float):
-                setattr(module, name, 0.0)

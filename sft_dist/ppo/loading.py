@@ -35,7 +35,7 @@ def load_actors(setting: Setting, rewards: Sequence[ModelReward]) -> Actors:
 
     policy = load(s.path, recipe)
     value = head = reference = None
-    source = value_source(recipe.ppo, s.path)
+    source = value_source(recipe.ppo, s.path, [one.name.source for one in rewards if one.tokenizer is None])
     if recipe.peft.use_peft:
         head = _head(policy, source, recipe, s)
         if recipe.ppo.value_model == "separate":
@@ -56,7 +56,7 @@ def load_actors(setting: Setting, rewards: Sequence[ModelReward]) -> Actors:
             continue
         name = f"reward{reward.number}"
         parts.append(Part(None, add_adapter(policy, name, folder, s.backend, recipe.peft.load_in_4bit)))
-        models.append(AdapterReward(name, head_of(folder, getattr(torch, recipe.model.dtype))))
+        models.append(AdapterReward(name, head_of(folder, getattr(torch, recipe.model.dtype)), reward.pad))
         s.say(f"{reward.name.key}: {reward.name.source} shares the policy's frozen weights")
     _train_alone(policy, recipe)
     actors = Actors(policy, value, head, reference, models, recipe.ppo.temperature)

@@ -22,11 +22,11 @@ _HEAD = f"base_model.model.{SCORE}.weight"
 
 
 class AdapterReward(nn.Module):
-    """A reward model that is an adapter of the policy's weights, by its name there, and a head."""
+    """A reward model that is an adapter of the policy's weights, by its name there, and a head. `pad`: its token."""
 
-    def __init__(self, adapter: str, head: nn.Linear) -> None:
+    def __init__(self, adapter: str, head: nn.Linear, pad: int) -> None:
         super().__init__()
-        self.adapter, self.head = adapter, head
+        self.adapter, self.head, self.pad = adapter, head, pad
 
 
 def own_adapter(recipe: Recipe, source: str, policy: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sft_dist.config_stages import PPOSection
@@ -36,7 +37,9 @@ def reward_names(settings: PPOSection) -> list[RewardName]:
     ]  # fmt: skip
 
 
-def value_source(settings: PPOSection, policy: str) -> str:
-    """What the value model begins from: what is named, else the first reward model, else the policy."""
-    models = [name.source for name in reward_names(settings) if not name.is_function]
-    return settings.value_model_name_or_path or (models[0] if models else policy)
+def value_source(settings: PPOSection, policy: str, rewards: Sequence[str]) -> str:
+    """What the value model begins from: what is named, else the first reward model, else the policy.
+
+    `rewards`: the reward models that read the policy's own tokens, as the value model does.
+    """
+    return settings.value_model_name_or_path or next(iter(rewards), policy)

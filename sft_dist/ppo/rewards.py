@@ -14,6 +14,7 @@ import torch
 from sft_dist import builtin_models
 from sft_dist.config import Recipe
 from sft_dist.config_stages import PPOSection
+from sft_dist.data.formats import Conversation, Turn
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.errors import UserError
 from sft_dist.modelinfo import max_positions
@@ -32,11 +33,16 @@ Function = Callable[..., Any]
 class Texts:
     """Responses as text and as tokens, each with its prompt. `wheres`: how people find the prompts' records."""
 
-    prompts: list[str]
+    turns: list[Conversation]
     completions: list[str]
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     wheres: list[str]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The last turn of each prompt."""
+        return [turns[-1].content for turns in self.turns]
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,20 @@ class ModelReward:
         if self.tokenizer is None:
             rows = [[*a, *b] for a, b in zip(texts.prompt_ids, texts.completion_ids, strict=True)]
         else:
-            pairs = zip(texts.prompts, texts.completions, strict=True)
-            rows = [self.tokenizer(a + b, add_special_tokens=False)["input_ids"] for a, b in pairs]
+            rows = [self._anew(*one) for one in zip(texts.turns, texts.completions, strict=True)]
         return [row if self.limit is None else row[-self.limit :] for row in rows]
+
+    def _anew(self, turns: Conversation, completion: str) -> list[int]:
+        """By the model's own chat template, or else as a pair of texts, as its tokenizer joins them."""
+        assert self.tokenizer is not None
+        ids: list[int]
+        if self.tokenizer.chat_template is None:
+            ids = self.tokenizer(turns[-1].content, completion)["input_ids"]
+            return ids
+        messages = [{"role": turn.role, "content": turn.content} for turn in (*turns, Turn("assistant", completion))]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def __call__(self, texts: Texts, model: Callable[..., torch.Tensor], device: Any) -> list[float]:
         """The rewards. `model`: calls the actors."""
@@ -126,8 +143,9 @@ def load_function(name: RewardName) -> Function:
         function: Function = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        said = " ".join(str(error).split())
         raise UserError(
-            f"{name.key}: {name.source}: {kind}{error}; it must be package.module:function, importable from here"
+            f"{name.key}: {name.source}: {kind}{said}; it must be package.module:function, importable from here"
         ) from error
     if not callable(function):
         raise UserError(f"{name.key}: {name.source} is a {type(function).__name__}, not a function")
@@ -159,6 +177,20 @@ def _model_reward(
     if fault and not recipe.ppo.retokenize:
         raise UserError(f"{name.key}: {name.source}: {fault}; set ppo.retokenize=true to give it the text anew")
     return ModelReward(name, number, tokenizer if fault else None, tokenizer.pad_token_id, max_positions(config))
+
+
+def refuse_other_value(recipe: Recipe, policys: PreTrainedTokenizerBase) -> None:
+    """Raise :class:`UserError` where the value model of a recipe does not know the policy's tokens, which it reads."""
+    key, path = "ppo.value_model_name_or_path", recipe.ppo.value_model_name_or_path
+    if path is None:
+        return
+    section = recipe.model.model_copy(update={"model_name_or_path": builtin_models.resolve(path)})
+    try:
+        tokenizer = load_tokenizer(section.model_name_or_path, section, lambda _: None)
+    except UserError as error:
+        raise UserError(f"{key}: {str(error).removeprefix('model.model_name_or_path: ')}") from error
+    if fault := tokenizer_fault(tokenizer, policys):
+        raise UserError(f"{key}: {path}: {fault}; take a model that reads the policy's tokens")
 
 
 def tokenizer_fault(own: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase) -> str | None:

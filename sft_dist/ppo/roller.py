@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 
 from sft_dist.config_stages import PPOSection
+from sft_dist.data.formats import Conversation
 from sft_dist.data.rows import turns_of
 from sft_dist.errors import UserError
 from sft_dist.ppo.actors import batch_of
@@ -43,9 +44,9 @@ class Prompts:
         found: Ids = self.rows[row]["prompt_ids"]
         return found
 
-    def text(self, row: int) -> str:
-        """The text of its last turn, as a reward function is given it."""
-        return turns_of(self.rows[row])[-1].content
+    def turns(self, row: int) -> Conversation:
+        """Its turns."""
+        return turns_of(self.rows[row])
 
     def where(self, row: int) -> str:
         """The file and number of its record."""
@@ -156,7 +157,7 @@ class Roller:
     ) -> Texts:  # fmt: skip
         own = [rows[place] for place, _ in batch]
         return Texts(
-            prompts=[prompts.text(row) for row in own],
+            turns=[prompts.turns(row) for row in own],
             completions=[self.tokenizer.decode(answer, skip_special_tokens=True) for _, answer in batch],
             prompt_ids=[ids[place] for place, _ in batch],
             completion_ids=[answer for _, answer in batch],

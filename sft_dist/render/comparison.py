@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sft_dist.render.comparison_page import comparison_page
 from sft_dist.render.curve import Curve
@@ -36,6 +36,24 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A number before and after training; None: not measured. `better`: which way is, where one of them is."""
+
+    name: str
+    before: float | None
+    after: float | None
+    better: Literal["higher", "lower"] | None = None
+    digits: int = 3
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or nothing where that cannot be said."""
+        if self.better is None or self.before is None or self.after is None or self.before == self.after:
+            return ""
+        return "better" if (self.after > self.before) == (self.better == "higher") else "worse"
+
+
+@dataclass(frozen=True)
 class Answer:
     """One held-out prompt, as (role, content) turns, with the data's own answer and the model's; None: not asked."""
 
@@ -47,7 +65,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a run came to. A fact named `answers` is taken for the place where the whole answers lie."""
+    """What a run came to. A fact named `answers` is taken for the place where the whole answers lie.
+
+    `lead`: what stands first in the place of perplexity, which is then told beside the other `figures`.
+    """
 
     title: str
     model: str
@@ -57,6 +78,9 @@ class Comparison:
     answers: tuple[Answer, ...]
     facts: tuple[tuple[str, str], ...]
     curve: Curve | None = None
+    curve_unit: str = "loss (nats per token)"
+    figures: tuple[Figure, ...] = ()
+    lead: Figure | None = None
 
 
 def to_html(comparison: Comparison) -> str:
@@ -111,10 +135,28 @@ def _print_measures(comparison: Comparison, console: Console) -> None:
         text, verdict = change(comparison.before.perplexity, comparison.after.perplexity)
         perplexity.append(Text(f"{text} {verdict}".strip(), f"bold {_VERDICT_STYLE.get(verdict, '')}"))
         loss.append(Text(difference(comparison.before.loss, comparison.after.loss)))
-    table.add_row(Text("perplexity", "bold"), *perplexity)
-    table.add_row(Text("loss"), *loss)
+    both = bool(comparison.before), bool(comparison.after)
+    if comparison.lead is None:
+        table.add_row(Text("perplexity", "bold"), *perplexity)
+        table.add_row(Text("loss"), *loss)
+    else:
+        table.add_row(Text(comparison.lead.name, "bold"), *_figure_cells(comparison.lead, *both))
+    for figure in comparison.figures:
+        table.add_row(Text(figure.name), *_figure_cells(figure, *both))
     console.print(table)
-    console.print(Text(measured_on(comparison.before, comparison.after), "dim"))
+    console.print(Text(measured_on(comparison.before, comparison.after, comparison.lead is None), "dim"))
+
+
+def _figure_cells(figure: Figure, before: bool, after: bool) -> list[Text]:
+    from rich.text import Text
+
+    values = [figure.before] * before + [figure.after] * after
+    cells = [Text("" if value is None else number(value, figure.digits)) for value in values]
+    if before and after:
+        known = figure.before is not None and figure.after is not None
+        moved = f"{(figure.after or 0) - (figure.before or 0):+.{figure.digits}f}" if known else ""
+        cells.append(Text(f"{moved} {figure.verdict}".strip(), _VERDICT_STYLE.get(figure.verdict, "")))
+    return cells
 
 
 def _print_answer(answer: Answer, title: str, console: Console) -> bool:

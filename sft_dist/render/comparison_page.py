@@ -9,7 +9,7 @@ from sft_dist.render.page import escape, formatted, header, page, pairs
 from sft_dist.render.wording import change, count, difference, measured_on, number, sides
 
 if TYPE_CHECKING:
-    from sft_dist.render.comparison import Answer, Comparison, Measure
+    from sft_dist.render.comparison import Answer, Comparison, Figure, Measure
 
 _ABOUT_PERPLEXITY = (
     "Perplexity is the exponential of the mean loss over the response tokens: "
@@ -20,8 +20,11 @@ _ABOUT_PERPLEXITY = (
 def comparison_page(comparison: Comparison) -> str:
     """The whole HTML document; all texts of the comparison are escaped."""
     about = [("model", comparison.model), ("data", comparison.dataset)]
-    body = [header(comparison.title, about), "<h2>Held-out perplexity</h2>", *_figures(comparison)]
-    curve = comparison.curve and learning_curve_svg(comparison.curve.train, comparison.curve.held_out)
+    body = [header(comparison.title, about), *(_figures(comparison) if comparison.lead is None else _lead(comparison))]
+    body += _further(comparison)
+    curve = comparison.curve and learning_curve_svg(
+        comparison.curve.train, comparison.curve.held_out, comparison.curve_unit
+    )
     if curve:
         body += ["<h2>Learning curve</h2>", curve]
     body.append("<h2>Answers to held-out prompts</h2>")
@@ -37,8 +40,9 @@ def comparison_page(comparison: Comparison) -> str:
 def _figures(comparison: Comparison) -> list[str]:
     before, after = comparison.before, comparison.after
     measures = sides(before, after, "measured")
+    title = "<h2>Held-out perplexity</h2>"
     if not measures:
-        return ['<p class="none">Not measured.</p>']
+        return [title, '<p class="none">Not measured.</p>']
     figures = [_figure(name, number(measure.perplexity)) for name, measure in measures]
     if before and after:
         figures.insert(1, '<span class="arrow" aria-label="to">→</span>')
@@ -47,10 +51,53 @@ def _figures(comparison: Comparison) -> list[str]:
         if text or verdict:
             figures.append(_figure(verdict or "change", text or number(after.perplexity - before.perplexity), style))
     return [
+        title,
         f'<div class="figures">{"".join(figures)}</div>',
         f'<p class="soft">{escape(_loss_line(before, after))} {escape(measured_on(before, after))}</p>',
         f'<p class="soft">{_ABOUT_PERPLEXITY}</p>',
     ]
+
+
+def _lead(comparison: Comparison) -> list[str]:
+    """The figure that stands first, where it is not perplexity."""
+    lead, before, after = comparison.lead, comparison.before, comparison.after
+    assert lead is not None
+    title = f"<h2>Held out: {escape(lead.name)}</h2>"
+    shown = [(name, value) for name, value in sides(lead.before, lead.after, "measured")]
+    if not shown:
+        return [title, '<p class="none">Not measured.</p>']
+    figures = [_figure(name, number(value, lead.digits)) for name, value in shown]
+    if len(shown) > 1:
+        figures.insert(1, '<span class="arrow" aria-label="to">→</span>')
+    return [
+        title,
+        f'<div class="figures">{"".join(figures)}</div>',
+        f'<p class="soft">{escape(measured_on(before, after, lower_is_better=False))}</p>',
+    ]
+
+
+def _further(comparison: Comparison) -> list[str]:
+    """What else was measured, as a table."""
+    if not comparison.figures:
+        return []
+    heads = [name for name, _ in sides(comparison.before, comparison.after, "measured")]
+    heads += ["change"] if len(heads) > 1 else []
+    rows = [_further_row(figure, len(heads)) for figure in comparison.figures]
+    columns = "".join(f"<th>{escape(head)}</th>" for head in ["held out", *heads])
+    return [f'<table class="plain"><thead><tr>{columns}</tr></thead><tbody>{"".join(rows)}</tbody></table>']
+
+
+def _further_row(figure: Figure, columns: int) -> str:
+    one = figure.after if figure.before is None else figure.before
+    values = [figure.before, figure.after] if columns > 1 else [one]
+    cells = ["" if value is None else number(value, figure.digits) for value in values]
+    style = {"better": ' class="good"', "worse": ' class="bad"'}.get(figure.verdict, "")
+    if columns > 1:
+        known = figure.before is not None and figure.after is not None
+        moved = f"{(figure.after or 0) - (figure.before or 0):+.{figure.digits}f}" if known else ""
+        cells.append(f"{moved} {figure.verdict}".strip())
+    *plain, last = [f"<td>{escape(cell)}</td>" for cell in cells]
+    return f"<tr><td>{escape(figure.name)}</td>{''.join(plain)}{last.replace('<td>', f'<td{style}>')}</tr>"
 
 
 def _figure(name: str, value: str, style: str = "") -> str:

@@ -121,7 +121,7 @@ def to_terminal(report: RewardReport, console: Console, pairs: int = 1) -> None:
         console.print()
         for line in _bars(report.histogram):
             console.print(line, soft_wrap=True)
-    for name, some in (("most wrong", report.worst[:pairs]), ("most right", report.best[:pairs])):
+    for name, some in (("lowest margin", report.worst[:pairs]), ("highest margin", report.best[:pairs])):
         for pair in some:
             console.print()
             for line in _pair(name, pair):
@@ -174,7 +174,7 @@ def _pair(name: str, pair: ScoredPair) -> list[Text]:
 
     question = pair.prompt[-1][1] if pair.prompt else ""
     lines = [
-        Text(f"{name}: margin {number(pair.margin, 3)}, {reveal(pair.where)}", "bold"),
+        Text(f"{name}: {number(pair.margin, 3)}, {reveal(pair.where)}", "bold"),
         Text(f"prompt    {_short(question)}"),
     ]
     for at, (side, text) in enumerate((("chosen", pair.chosen), ("rejected", pair.rejected))):

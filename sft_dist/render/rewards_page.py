@@ -29,7 +29,7 @@ def rewards_page(report: RewardReport) -> str:
     curve = report.curve and learning_curve_svg(report.curve.train, report.curve.held_out, "loss (nats per pair)")
     if curve:
         body += ["<h2>Learning curve</h2>", curve]
-    for title, some in (("The most wrong", report.worst), ("The most right", report.best)):
+    for title, some in (("The lowest margins", report.worst), ("The highest margins", report.best)):
         if some:
             body += [f"<h2>{title}</h2>", *map(_card, some)]
     if report.facts:
@@ -53,7 +53,7 @@ def _figures(report: RewardReport) -> list[str]:
         ("rewards", " → ".join(f"{number(m.mean_reward, 3)} ± {number(m.reward_std, 3)}" for _, m in measures)),
         ("measured on", count(measures[-1][1].pairs, "held-out pair")),
     ]
-    return [f'<div class="figures">{"".join(figures)}</div>', pairs(facts), f'<p class="soft">{_ABOUT}</p>']
+    return [f'<div class="figures">{"".join(figures)}</div>', f'<p class="soft">{_ABOUT}</p>', pairs(facts)]
 
 
 def _figure(name: str, value: str, style: str = "") -> str:
@@ -132,7 +132,7 @@ def _card(pair: ScoredPair) -> str:
     return (
         f'<section class="card"><div class="head"><h3>margin {number(pair.margin, 3)}</h3>'
         f'<span class="soft">{escape(pair.where)}</span></div>'
-        f'<div class="prompt">{turns}</div><div class="answers">{"".join(columns)}</div></section>'
+        f'<div class="prompt">{turns}</div><div class="answers single">{"".join(columns)}</div></section>'
     )
 
 

@@ -41,6 +41,10 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .figure .name { display: block; color: var(--soft); font-size: .9rem; }
 .figure .value { display: block; font-size: 3rem; line-height: 1.15; font-weight: 650;
   font-variant-numeric: tabular-nums; }
+.plain { border-collapse: collapse; margin: 0 0 .9rem; font-variant-numeric: tabular-nums; }
+.plain th, .plain td { padding: .25rem 1.5rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+.plain th { color: var(--soft); font-weight: 600; font-size: .9rem; }
+.plain th:first-child, .plain td:first-child { text-align: left; }
 .arrow { font-size: 2.2rem; line-height: 1.4; color: var(--soft); }
 .prompt { padding: .9rem 1.1rem; background: var(--well); border-bottom: 1px solid var(--line); }
 .turn + .turn { margin-top: .7rem; }

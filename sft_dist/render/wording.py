@@ -68,12 +68,12 @@ def sides(before: T | None, after: T | None, alone: str) -> list[tuple[str, T]]:
     return shown
 
 
-def measured_on(before: Measure | None, after: Measure | None) -> str:
+def measured_on(before: Measure | None, after: Measure | None, lower_is_better: bool = True) -> str:
     """What the measurements are over, in a sentence; a difference between the two is said."""
     first, last = before or after, after or before
     if first is None or last is None:
         return ""
-    text = f"Over {_over(last)}. Lower is better."
+    text = f"Over {_over(last)}." + " Lower is better." * lower_is_better
     if (first.tokens, first.records) != (last.tokens, last.records):
         text += f" Before, it was over {_over(first)}: the two do not compare."
     return text

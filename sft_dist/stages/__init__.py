@@ -5,6 +5,7 @@ The worker knows the flow that they share (see `sft_dist.worker`), a stage what 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -69,17 +70,11 @@ class Stage(Protocol):
 
 
 def stage_of(setting: Setting) -> Stage:
-    """The stage that a recipe asks for."""
-    if setting.recipe.stage == "sft":
-        from sft_dist.stages.sft import SFTStage
+    """The stage that a recipe asks for, of which alone the libraries are loaded."""
+    name = setting.recipe.stage
+    kind = getattr(importlib.import_module(f"sft_dist.stages.{name}"), _CLASSES[name])
+    found: Stage = kind(setting)
+    return found
 
-        return SFTStage(setting)
-    if setting.recipe.stage == "ppo":
-        from sft_dist.stages.ppo import PPOStage
 
-        return PPOStage(setting)
-    if setting.recipe.stage == "reward":
-        from sft_dist.stages.reward import RewardStage
-
-        return RewardStage(setting)
-    raise NotImplementedError(setting.recipe.stage)
+_CLASSES = {"sft": "SFTStage", "reward": "RewardStage", "dpo": "DPOStage", "ppo": "PPOStage"}

@@ -19,7 +19,7 @@ from sft_dist.ppo.names import reward_names
 from sft_dist.ppo.plan import Plan, plan_of
 from sft_dist.ppo.ptx import Ptx
 from sft_dist.ppo.report import write_report
-from sft_dist.ppo.rewards import functions_of, model_rewards
+from sft_dist.ppo.rewards import functions_of, model_rewards, refuse_other_value
 from sft_dist.ppo.roller import Prompts, Reward, Roller
 from sft_dist.saving import save_model
 from sft_dist.stages import Setting
@@ -41,6 +41,7 @@ class PPOStage:
         self.setting = setting
         self.functions = functions_of(setting.recipe.ppo)
         self.models = model_rewards(setting.recipe, setting.tokenizer, setting.path)
+        refuse_other_value(setting.recipe, setting.tokenizer)
 
     def prepare_data(self) -> list[str]:
         """The prompts that are trained on and those held out."""

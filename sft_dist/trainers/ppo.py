@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,8 @@ class PPOTrainer(Ordered, _Loss):
         self.ptx: Ptx | None = None
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64)
         self._summed_steps = 0
-        self._told: list[dict[str, float]] = []
+        # What each rollout came to, by the step that it was made behind.
+        self._told: list[tuple[int, dict[str, float]]] = []
         self._clock = {"time/rollout": 0.0, "time/generation": 0.0}
         self._left_out = False
         super().__init__(
@@ -151,7 +153,7 @@ class PPOTrainer(Ordered, _Loss):
         told = settle(rollout, self.settings, self.kl, self.moments)
         self.rollout, self._left_out = rollout, False
         self._keep(rollout, told)
-        self._told.append(told)
+        self._told.append((self.state.global_step, told))
         self._clock["time/rollout"] += time.perf_counter() - began
         self._clock["time/generation"] += self.roller.seconds - generating
         try:
@@ -196,7 +198,10 @@ class PPOTrainer(Ordered, _Loss):
 
     def _keep(self, rollout: Rollout, told: Mapping[str, float]) -> None:
         """Write samples of the rollout, and its numbers, for people to look at."""
-        if self.args.process_index == 0:
+        if self.args.process_index:
+            return
+        # A full disk is no reason to stop.
+        with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             kept = samples_of(
                 rollout, self.settings.samples_per_rollout, self.processing_class.decode, self.prompts.where
@@ -306,11 +311,13 @@ class PPOTrainer(Ordered, _Loss):
             logs |= {name: value / max(self._summed_steps, 1) for name, value in zip(_SUMS, sums, strict=True)}
             if self.ptx is None:
                 del logs["loss/ptx_avg"]
-            for name in self._told[0] if self._told else ():
-                logs[name] = sum(one[name] for one in self._told) / len(self._told)
+            # A rollout made behind this step is one of the next steps, as it is where a run stops in between.
+            told = [numbers for step, numbers in self._told if step < self.state.global_step]
+            for name in told[0] if told else ():
+                logs[name] = sum(one[name] for one in told) / len(told)
             logs |= {**self._clock, "alarms": self.safeguards.alarms}
             self._sums.zero_()
-            self._summed_steps, self._told = 0, []
+            self._summed_steps, self._told = 0, self._told[len(told) :]
             self._clock = dict.fromkeys(self._clock, 0.0)
         super().log(logs, start_time)
 
@@ -341,7 +348,7 @@ class PPOTrainer(Ordered, _Loss):
             self._sums = torch.tensor(own["sums"], dtype=torch.float64)
         elif self.args.process_index == 0:
             self._sums = torch.tensor([one["sums"] for one in every], dtype=torch.float64).sum(0)
-        self._summed_steps, self._told = own["summed_steps"], list(own["told"])
+        self._summed_steps, self._told = own["summed_steps"], [(step, numbers) for step, numbers in own["told"]]
         self._left_out = own["left_out"]
         assert self._held is not None
         file = self._held.path / ROLLOUT

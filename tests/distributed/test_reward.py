@@ -12,6 +12,7 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from sft_dist.export.command import Wishes, export
 from tests import tiny
 from tests.ranks import do_runs
 from tests.recipes import records, reward_recipe
@@ -36,10 +37,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return [str(recipes[kind]), where, *COMMON, *(LORA if kind == "lora" else []), *more]
 
     whole = ["train.per_device_train_batch_size=4"]
-    steps = ["train.save_strategy=steps", "train.save_steps=3", "train.logging_steps=2"]
+    steps = ["train.save_strategy=steps", "train.save_steps=3", "train.logging_steps=2", "train.max_steps=6"]
     cut = f"cut:{folder / 'full-steps'}:3"
     jobs = [job(kind, "one", *whole) for kind in recipes]
-    jobs += [job("full", "steps", *steps), job("full", "again", *steps, "output.resume=true", cut)]
+    jobs += [job(kind, "steps", *steps) for kind in recipes]
+    jobs += [job("full", "again", *steps, "output.resume=true", cut)]
     do_runs(folder, "ddp", 1, jobs)
     for strategy in STRATEGIES:
         do_runs(folder, strategy, 2, [job(kind, name) for kind, name in CASES if name == strategy])
@@ -88,6 +90,18 @@ def test_others_load_the_head_and_give_the_same_rewards(runs: Path, kind: str, s
         model = AutoPeftModelForSequenceClassification.from_pretrained(
             run / "model", num_labels=1, pad_token_id=tokenizer.pad_token_id
         )
+    give_the_rewards_of(run, model, tokenizer)
+
+
+@pytest.mark.parametrize("source", ["lora-fsdp2", "lora-steps/checkpoints/checkpoint-6", "full-steps/checkpoints/*-6"])
+def test_exported_ones_give_the_same_rewards(runs: Path, tmp_path: Path, source: str) -> None:
+    (folder,) = runs.glob(source)
+    export(str(folder), tmp_path / "out", Wishes(), say=lambda _: None)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    give_the_rewards_of(runs / source.split("/")[0], model, AutoTokenizer.from_pretrained(tmp_path / "out"))
+
+
+def give_the_rewards_of(run: Path, model: Any, tokenizer: Any) -> None:
     model.eval()
     held = [json.loads(line) for line in (run / "eval" / "rewards.jsonl").read_text().splitlines()]
     for row in held[:3]:

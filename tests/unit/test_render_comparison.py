@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from sft_dist.render.comparison import Answer, Comparison, Measure, to_html, to_terminal
+from sft_dist.render.comparison import Answer, Comparison, Figure, Measure, to_html, to_terminal
 from sft_dist.render.curve import Curve, learning_curve_svg
 
 BEFORE = Measure(perplexity=12.3412, loss=2.51294, tokens=12345, records=200)
@@ -76,6 +76,32 @@ def test_a_perplexity_that_is_no_number_is_shown_as_such(value: float) -> None:
         for output in (shown(one), to_html(one)):
             assert ("∞" if math.isinf(value) else "NaN") in output
             assert not re.search(r"\d%.*(better|worse)", output)
+
+
+def test_other_figures_stand_before_and_after_with_what_that_is() -> None:
+    figures = (Figure("margin", 0.0, 0.33, "higher"), Figure("a <loss>", 0.6, 0.7, "lower"), Figure("KL", None, 0.01))
+    told = replace(WHOLE, lead=Figure("ranked right", 0.5, 0.75, "higher"), figures=figures)
+    rows = {line.split("│")[1].strip(): line for line in shown(told).splitlines() if line.count("│") == 5}
+    assert "perplexity" not in rows and "Lower is better" not in shown(told)
+    assert rows["ranked right"].split() == [
+        "│",
+        "ranked",
+        "right",
+        "│",
+        "0.500",
+        "│",
+        "0.750",
+        "│",
+        "+0.250",
+        "better",
+        "│",
+    ]
+    assert "+0.330 better" in rows["margin"] and "+0.100 worse" in rows["a <loss>"]
+    assert rows["KL"].split() == ["│", "KL", "│", "│", "0.010", "│", "│"]
+    page = to_html(told)
+    assert "<h2>Held out: ranked right</h2>" in page and "Held-out perplexity" not in page
+    assert '<td>a &lt;loss&gt;</td><td>0.600</td><td>0.700</td><td class="bad">+0.100 worse</td>' in page
+    assert "<td>KL</td><td></td><td>0.010</td><td></td>" in page
 
 
 def test_measurements_over_different_tokens_are_not_passed_off_as_comparable() -> None:

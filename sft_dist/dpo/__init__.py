@@ -1,0 +1,1 @@
+"""Direct preference optimisation: the losses, the reference and what is measured of a pair. See docs/dpo.md."""
