@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 LETTERS = "abcdefghij"
 NAMES = ("<pad>", "<end>", "<ask>")
-# Nothing but letters and the end, so that the letters of a response are all its tokens.
+# Nothing but letters and one end, so that the letters of a response are all its tokens.
 PLAIN = ("<end>",)
 # Longest response of the tasks, and the length that `length` asks for.
 ROOM, WANTED = 12, 6
@@ -49,7 +49,7 @@ def failing(prompts: list[str], completions: list[str]) -> list[float]:
 def tokenizer(letters: str = LETTERS, names: Sequence[str] = NAMES) -> PreTrainedTokenizerFast:
     """A token for each letter behind those of padding, of the end of a response, and of the end of a prompt.
 
-    Of `names` there may be one alone, which is the end of a response and padding, too.
+    Of `names` there may be one alone, which is the end of either, and padding, too.
     """
     vocabulary = [*names, *letters]
     found = Tokenizer(models.WordLevel({name: number for number, name in enumerate(vocabulary)}, unk_token=names[0]))
@@ -57,7 +57,7 @@ def tokenizer(letters: str = LETTERS, names: Sequence[str] = NAMES) -> PreTraine
     found.decoder = decoders.Fuse()
     found.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=found, eos_token="<end>", pad_token=names[0])
-    wrapped.chat_template = _TEMPLATE if "<ask>" in names else _TEMPLATE.replace("<ask>", "")
+    wrapped.chat_template = _TEMPLATE if "<ask>" in names else _TEMPLATE.replace("<ask>", "<end>")
     return wrapped
 
 

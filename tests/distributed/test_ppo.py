@@ -20,6 +20,7 @@ from tests.ppo_runs import (
     CASES,
     ROLLOUTS,
     STEPS_PER_ROLLOUT,
+    job,
     learning_recipe,
     rollouts_of,
     small_recipe,
@@ -43,22 +44,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = small_recipe(folder)
     jobs = [
         [str(ppo_by_hand.prepare(folder))],
-        *(_job(folder, recipe, f"single-{name}", *words) for name, words in CASES.items()),
+        *(job(folder, recipe, f"single-{name}", *words) for name, words in CASES.items()),
         *_learning(folder / "learning"),
     ]
     do_runs(folder, "single", 1, jobs)
     return folder
 
 
-def _job(folder: Path, recipe: Path, name: str, *words: str) -> list[str]:
-    beside = [f"ppo.ptx_dataset_name={folder / 'beside.jsonl'}"] if "ppo.ptx_coef=0.5" in words else []
-    return [str(recipe), *words, *beside, f"output.output_dir={folder / name}"]
-
-
 def _learning(folder: Path) -> list[list[str]]:
     folder.mkdir()
     return [
-        _job(folder, learning_recipe(folder, architecture), f"{architecture}-{task}",
+        job(folder, learning_recipe(folder, architecture), f"{architecture}-{task}",
              f"ppo.reward=tests.letters:{task}", f"train.num_train_epochs={rollouts}")
         for (architecture, task), rollouts in LEARNED.items()
     ]  # fmt: skip
@@ -109,10 +105,10 @@ def _behind(folder: Path, step: int, part: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_rollouts_and_losses_are_equal_and_resumption_is_exact(folder: Path, strategy: str) -> None:
     recipe = folder / "llama.yaml"
-    jobs = [_job(folder, recipe, f"{strategy}-{name}", *words) for name, words in CASES.items()]
+    jobs = [job(folder, recipe, f"{strategy}-{name}", *words) for name, words in CASES.items()]
     again = [(name, step) for name, step in zip(("sampled", "lora"), CUTS, strict=True)]
     jobs += [
-        _job(folder, recipe, f"{strategy}-{name}-again", *CASES[name], "output.resume=true",
+        job(folder, recipe, f"{strategy}-{name}-again", *CASES[name], "output.resume=true",
              f"cut:{folder / f'{strategy}-{name}'}:{step}")
         for name, step in again
     ]  # fmt: skip
