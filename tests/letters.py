@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 LETTERS = "abcdefghij"
 NAMES = ("<pad>", "<end>", "<ask>")
-# Nothing but letters and the end, so that the letters of a response are all its tokens.
+# Nothing but letters and one end, so that the letters of a response are all its tokens.
 PLAIN = ("<end>",)
 # Longest response of the tasks, and the length that `length` asks for.
 ROOM, WANTED = 12, 6
@@ -49,7 +49,7 @@ def failing(prompts: list[str], completions: list[str]) -> list[float]:
 def tokenizer(letters: str = LETTERS, names: Sequence[str] = NAMES) -> PreTrainedTokenizerFast:
     """A token for each letter behind those of padding, of the end of a response, and of the end of a prompt.
 
-    Of `names` there may be one alone, which is the end of a response and padding, too.
+    Of `names` there may be one alone, which is the end of either, and padding, too.
     """
     vocabulary = [*names, *letters]
     found = Tokenizer(models.WordLevel({name: number for number, name in enumerate(vocabulary)}, unk_token=names[0]))
@@ -57,7 +57,7 @@ def tokenizer(letters: str = LETTERS, names: Sequence[str] = NAMES) -> PreTraine
     found.decoder = decoders.Fuse()
     found.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=found, eos_token="<end>", pad_token=names[0])
-    wrapped.chat_template = _TEMPLATE if "<ask>" in names else _TEMPLATE.replace("<ask>", "")
+    wrapped.chat_template = _TEMPLATE if "<ask>" in names else _TEMPLATE.replace("<ask>", "<end>")
     return wrapped
 
 
@@ -83,9 +83,11 @@ def save_model(
 
 def sizes(words: PreTrainedTokenizerFast) -> dict[str, Any]:
     """What a config of a small model of the language says."""
+    # torch gives the embedding of padding no gradient, which the end has to have where it is padding, too.
+    pad = None if words.pad_token_id == words.eos_token_id else words.pad_token_id
     return {"vocab_size": len(words), "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
             "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": words.eos_token_id,
-            "pad_token_id": words.pad_token_id}  # fmt: skip
+            "pad_token_id": pad}  # fmt: skip
 
 
 def save_reward_model(folder: Path, architecture: str = "llama", seed: int = 0, **more: Any) -> Path:

@@ -59,6 +59,12 @@ def small_recipe(folder: Path, architecture: str = "llama") -> Path:
     )  # fmt: skip
 
 
+def job(folder: Path, recipe: Path, name: str, *words: str) -> list[str]:
+    """A run of a recipe under a name, for `tests.ranks.do_runs`."""
+    beside = [f"ppo.ptx_dataset_name={folder / 'beside.jsonl'}"] if "ppo.ptx_coef=0.5" in words else []
+    return [str(recipe), *words, *beside, f"output.output_dir={folder / name}"]
+
+
 def rollouts_of(run: Path) -> list[Rollout]:
     """Every rollout of a run, with all that the models said of it, from a checkpoint behind its first step."""
     found = []

@@ -55,6 +55,10 @@ class Actors(nn.Module):
             # The ratio of a policy to itself has to be one (Huang et al. 2024).
             switch_dropout_off(part)
 
+    def train(self, mode: bool = True) -> Actors:
+        """As the base class. The trainer asks for it before every micro-batch, and there are many modules to tell."""
+        return self if mode == self.training else super().train(mode)
+
     def forward(self, call: str, **inputs: Any) -> Any:
         """The one way in, where shards are gathered: `train`, `look` and `reward` (see below), or `begin`, for none."""
         calls: dict[str, Callable[..., Any]] = {"train": self.train_pass, "look": self.look, "reward": self.reward}

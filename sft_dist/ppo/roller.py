@@ -83,17 +83,17 @@ class Roller:
         mine = order[rank::world]
         size = self.settings.rollout_micro_batch_size or self.trainer.args.per_device_eval_batch_size
         batches = [mine[start : start + size] for start in range(0, len(mine), size)]
-        answered = self._answer(number, tag, ids, batches)
+        answered = self._parts(ids, self._answer(number, tag, ids, batches))
         found = [one for batch in answered for one in self._look(ids, batch)]
         self._reward(found, answered, prompts, rows, ids)
         every = {one.place: one for one in gather_object(found)}
         return put_together(number, list(rows), ids, list(every.values()))
 
-    def _answer(self, number: int, tag: int, ids: list[Ids], batches: list[list[int]]) -> list[list[tuple[int, Ids]]]:
+    def _answer(self, number: int, tag: int, ids: list[Ids], batches: list[list[int]]) -> list[tuple[int, Ids]]:
         """The responses of this rank's batches, each with its place in the rollout."""
         began = time.perf_counter()
         settings, trainer = self.settings, self.trainer
-        found = []
+        found: list[tuple[int, Ids]] = []
         seed = (self.seed << 8) + tag
         generate = respond if self.vllm is None else self.vllm.respond
         with torch.no_grad(), gathered(trainer, trainer.backend) as policy, trainer.accelerator.autocast():
@@ -105,11 +105,17 @@ class Roller:
                 numbers = chances(seed, number, batch, tokens) if settings.temperature else None
                 texts = generate(policy, [ids[place] for place in batch], numbers, tokens, settings.temperature,
                                       self.stops, self.tokenizer.pad_token_id, self.alive)  # fmt: skip
-                found.append(list(zip(batch, texts, strict=True)))
+                found += zip(batch, texts, strict=True)
             if self.vllm is not None:
                 self.vllm.end()
         self.seconds += time.perf_counter() - began
         return found
+
+    def _parts(self, ids: list[Ids], answers: list[tuple[int, Ids]]) -> list[list[tuple[int, Ids]]]:
+        """Answers in batches of the training's size and of like lengths. All ranks have as many of them."""
+        size = self.trainer.args.per_device_train_batch_size
+        order = sorted(answers, key=lambda one: -len(ids[one[0]]) - len(one[1]))
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
     def _look(self, ids: list[Ids], batch: list[tuple[int, Ids]]) -> list[Response]:
         """What the models say of a batch of responses."""

@@ -140,8 +140,19 @@ class Resumable(Base):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Weights are put back when model and optimizer are wrapped (see `_prepare_for_training`)."""
 
+    def create_optimizer(self, *args: Any) -> Any:
+        """As the base class; which parameters the optimizer was made for is remembered."""
+        optimizer = super().create_optimizer(*args)
+        self._optimized = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self.is_fsdp_enabled:
+            # accelerate knows them again by the address of their rows, which is the same of all that have none on this
+            # rank, such as heads of one row: one of them, perhaps a frozen one, would stand for all.
+            for group, parameters in zip(self.optimizer.param_groups, self._optimized, strict=True):
+                group["params"] = parameters
         self._gate = Gate(self.optimizer)
         if self._held is not None:
             self._put_back(self._held)

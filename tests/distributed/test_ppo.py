@@ -20,6 +20,7 @@ from tests.ppo_runs import (
     CASES,
     ROLLOUTS,
     STEPS_PER_ROLLOUT,
+    job,
     learning_recipe,
     rollouts_of,
     small_recipe,
@@ -30,10 +31,12 @@ from tests.ranks import do_runs
 from tests.recipes import records, sft_dist
 
 TOLERANCE = 1e-4
+# A head alone under LoRA is in docs/parity.md.
+SHOWN = ("greedy", "sampled", "lora")
 # In the middle of a rollout's steps, and between two rollouts.
 CUTS = (6, 8)
 # Rollouts within which the mean reward has come to nine tenths of the best (docs/benchmarks.md has more of them).
-LEARNED = {("llama", "share"): 20, ("opt", "length"): 30}
+LEARNED = {("llama", "length"): 24, ("opt", "share"): 18}
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +46,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = small_recipe(folder)
     jobs = [
         [str(ppo_by_hand.prepare(folder))],
-        *(_job(folder, recipe, f"single-{name}", *words) for name, words in CASES.items()),
+        *(job(folder, recipe, f"single-{name}", *CASES[name]) for name in SHOWN),
         *_learning(folder / "learning"),
     ]
     do_runs(folder, "single", 1, jobs)
     return folder
 
 
-def _job(folder: Path, recipe: Path, name: str, *words: str) -> list[str]:
-    beside = [f"ppo.ptx_dataset_name={folder / 'beside.jsonl'}"] if "ppo.ptx_coef=0.5" in words else []
-    return [str(recipe), *words, *beside, f"output.output_dir={folder / name}"]
-
-
 def _learning(folder: Path) -> list[list[str]]:
     folder.mkdir()
     return [
-        _job(folder, learning_recipe(folder, architecture), f"{architecture}-{task}",
+        job(folder, learning_recipe(folder, architecture), f"{architecture}-{task}",
              f"ppo.reward=tests.letters:{task}", f"train.num_train_epochs={rollouts}")
         for (architecture, task), rollouts in LEARNED.items()
     ]  # fmt: skip
@@ -109,15 +107,15 @@ def _behind(folder: Path, step: int, part: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_rollouts_and_losses_are_equal_and_resumption_is_exact(folder: Path, strategy: str) -> None:
     recipe = folder / "llama.yaml"
-    jobs = [_job(folder, recipe, f"{strategy}-{name}", *words) for name, words in CASES.items()]
+    jobs = [job(folder, recipe, f"{strategy}-{name}", *CASES[name]) for name in SHOWN]
     again = [(name, step) for name, step in zip(("sampled", "lora"), CUTS, strict=True)]
     jobs += [
-        _job(folder, recipe, f"{strategy}-{name}-again", *CASES[name], "output.resume=true",
+        job(folder, recipe, f"{strategy}-{name}-again", *CASES[name], "output.resume=true",
              f"cut:{folder / f'{strategy}-{name}'}:{step}")
         for name, step in again
     ]  # fmt: skip
     do_runs(folder, strategy, 2, jobs)
-    for name in CASES:
+    for name in SHOWN:
         _assert_equal(folder / f"single-{name}", folder / f"{strategy}-{name}")
     for name, _ in again:
         whole, resumed = folder / f"{strategy}-{name}", folder / f"{strategy}-{name}-again"

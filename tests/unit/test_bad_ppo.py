@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from sft_dist.data.formats import Turn
 from sft_dist.data.prompts import room_for_prompts
 from sft_dist.errors import UserError
 from sft_dist.ppo.names import RewardName, value_source
@@ -109,7 +110,9 @@ def test_a_context_that_leaves_no_room_for_a_prompt(recipe: Path) -> None:
 
 # Reward functions.
 
-TEXTS = Texts(["ask"] * 3, ["one", "two", "three"], [[1]] * 3, [[2]] * 3, [f"data.jsonl:{n}" for n in (4, 5, 6)])
+TEXTS = Texts(
+    [(Turn("user", "ask"),)] * 3, ["one", "two", "three"], [[1]] * 3, [[2]] * 3, [f"data.jsonl:{n}" for n in (4, 5, 6)]
+)
 
 
 def _lazily(**_: Any) -> Iterator[float]:
@@ -187,7 +190,9 @@ def test_a_reward_model_of_another_tokenizer_is_refused_or_given_the_text_anew(r
     assert said.endswith("set ppo.retokenize=true to give it the text anew")
     found = load_recipe(recipe, ["ppo.rewards=null", f"ppo.reward={other}", "ppo.retokenize=true"])
     (reward,) = model_rewards(found, words, policy)
-    texts = Texts(["ab"], ["a"], [words("ab<ask>")["input_ids"]], [words("a<end>")["input_ids"]], ["x:1"])
+    texts = Texts(
+        [(Turn("user", "ab"),)], ["a"], [words("ab<ask>")["input_ids"]], [words("a<end>")["input_ids"]], ["x:1"]
+    )
     assert reward.tokenizer is not None
     assert reward.tokenizer.decode(reward.rows(texts)[0]).startswith("ab")
     assert reward.rows(texts)[0] != texts.prompt_ids[0] + texts.completion_ids[0]
