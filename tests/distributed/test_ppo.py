@@ -20,6 +20,7 @@ from tests.ppo_runs import (
     CASES,
     ROLLOUTS,
     STEPS_PER_ROLLOUT,
+    TARGET_KL,
     job,
     learning_recipe,
     rollouts_of,
@@ -146,6 +147,18 @@ def _assert_equal(one: Path, other: Path) -> None:
     for row, same in zip(ours, theirs, strict=True):
         for name in ("loss", "grad_norm", *(name for name in names if name in row)):
             assert same[name] == pytest.approx(row[name], rel=TOLERANCE, abs=TOLERANCE), (other.name, row["step"], name)
+
+
+def test_updates_that_have_gone_too_far_are_left_out_with_the_rest_of_their_rollout(folder: Path) -> None:
+    run = folder / "single-sampled"
+    log, left_out = records(run), []
+    for step in range(2, len(log) + 1):
+        first = step - (step - 1) % STEPS_PER_ROLLOUT
+        far = any(row["policy/approxkl_avg"] > TARGET_KL for row in log[first - 1 : step])
+        before, behind = (weights(run, number, "policy") for number in (step - 1, step))
+        assert far is all(np.array_equal(before[name], behind[name]) for name in before), step
+        left_out.append(far)
+    assert 0 < sum(left_out) < len(left_out)
 
 
 def test_the_loss_beside_the_rollouts_is_that_of_sft(folder: Path) -> None:
