@@ -83,9 +83,11 @@ def save_model(
 
 def sizes(words: PreTrainedTokenizerFast) -> dict[str, Any]:
     """What a config of a small model of the language says."""
+    # torch gives the embedding of padding no gradient, which the end has to have where it is padding, too.
+    pad = None if words.pad_token_id == words.eos_token_id else words.pad_token_id
     return {"vocab_size": len(words), "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
             "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": words.eos_token_id,
-            "pad_token_id": words.pad_token_id}  # fmt: skip
+            "pad_token_id": pad}  # fmt: skip
 
 
 def save_reward_model(folder: Path, architecture: str = "llama", seed: int = 0, **more: Any) -> Path:

@@ -125,7 +125,11 @@ def _page(
 ) -> str:  # fmt: skip
     head = "".join(f"<th>{name}</th>" for name in ("held out", "before", "after", "change"))
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in sides.rows())
-    body = [header(title, about), f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"]
+    body = [
+        header(title, about),
+        "<h2>Held-out prompts</h2>",
+        f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>',
+    ]
     body += ["<h2>Over the rollouts</h2>", curves(rollouts, kl_target)]
     body.append("<h2>Responses to held-out prompts</h2>")
     before = (sides.before or {}).get("samples", [])

@@ -16,11 +16,10 @@ from tests.ppo_runs import learning_recipe, told_of
 from tests.ranks import do_runs
 
 MODELS, TASKS, SEEDS = ("llama", "opt"), ("share", "length", "pattern"), (0, 1, 2)
-ROLLOUTS, GOAL = 40, 0.9
+ROLLOUTS, GOAL = 80, 0.9
 # Below what the task leads to when nothing holds it, and beyond what nine tenths of the optimum take.
 TARGET = 24.0
 STEERED = (f"ppo.kl_target={TARGET}", "ppo.kl_coef=0.02", "ppo.kl_horizon=640")
-STEERED_ROLLOUTS = 80
 
 Told = list[dict[str, Any]]
 
@@ -58,10 +57,10 @@ def _run(folder: Path, model: str, task: str, seed: int, steered: bool = False) 
 def _job(folder: Path, model: str, task: str, seed: int, steered: bool = False) -> list[str]:
     where = folder / f"seed{seed}"
     where.mkdir(exist_ok=True)
-    epochs = STEERED_ROLLOUTS if steered else ROLLOUTS
     return [
         str(learning_recipe(where, model, seed)), f"ppo.reward=tests.letters:{task}", f"train.seed={seed}",
-        f"train.num_train_epochs={epochs}", "output.overwrite=true", *(STEERED if steered else ()),
+        f"train.num_train_epochs={ROLLOUTS}", "train.lr_scheduler_type=linear", "output.overwrite=true",
+        *(STEERED if steered else ()),
         f"output.output_dir={_run(folder, model, task, seed, steered)}",
     ]  # fmt: skip
 
