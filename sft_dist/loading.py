@@ -98,6 +98,11 @@ def _set_up(backend: Backend) -> None:
 
         # Of torch's group, which is there. Without it DeepSpeed takes this for the only process.
         deepspeed.init_distributed(auto_mpi_discovery=False)
+        if backend.node_shards:
+            from deepspeed.utils import groups
+
+            # It makes the groups within nodes anew for each model, and refuses where there are some.
+            groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
 
 
 @dataclass(frozen=True)
