@@ -38,6 +38,7 @@ class Case:
     num_ppo_epochs: int
     learning_rate: float
     micro_batch: int
+    packing: bool = True
     length: int = 16
     spread: float = 0.8
     num_mini_batches: int = 4
@@ -123,7 +124,7 @@ def our_recipe(case: Case, folder: Path, seed: int, run: Path) -> dict[str, Any]
     return {
         "stage": "ppo",
         "model": {"model_name_or_path": str(folder / "model")},
-        "data": {"dataset_name": str(data)},
+        "data": {"dataset_name": str(data), "packing": "required" if case.packing else False},
         "ppo": {name: getattr(case, name) for name in names}
         | {
             "reward": "tests.benchmarks.ppo_reward:reward",
