@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up VENV by themselves; nothing but Python with pip is needed before.
+# `make demo`, `make demo-rlhf` and `make test` set up VENV by themselves; nothing but Python with pip is needed before.
 PYTHON ?= python3
 VENV ?= .venv
 # Words for pytest instead of the whole suite, such as PYTEST="tests/unit -x".
@@ -10,10 +10,18 @@ REPORTS ?=
 STRIKES ?= 100
 SEED ?= 0
 
-.PHONY: demo test chaos lint setup
+.PHONY: demo demo-rlhf test chaos lint setup
 
 demo: setup
 	$(VENV)/bin/sft-dist run smollm2-135m/sft-python-docs output.overwrite=true
+
+RLHF := runs/smollm2-135m-rlhf
+
+# Begun again, it goes on where it was.
+demo-rlhf: setup
+	$(VENV)/bin/sft-dist pipeline smollm2-135m/python-docs-rlhf
+	$(VENV)/bin/sft-dist compare $(RLHF)/sft $(RLHF)/ppo $(RLHF)/dpo --reward $(RLHF)/reward \
+		--prompts 64 --max-new-tokens 64 --output $(RLHF)/comparison
 
 # Tests of one process two at a time; the others have processes enough of their own.
 test: setup

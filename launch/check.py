@@ -26,7 +26,7 @@ from sft_dist.backend import Backend, refuse_contradictions
 from sft_dist.checkpoints import folder as folders
 from sft_dist.config import Recipe
 from sft_dist.data.mixture_sources import key_of, sources_of
-from sft_dist.data.sources import BUILT_IN, is_local, local_files
+from sft_dist.data.sources import is_built_in, is_local, local_files
 from sft_dist.errors import EXIT_DONE, EXIT_USER, UserError
 from sft_dist.identity import refuse_other_run
 from sft_dist.modelinfo import causal_lm_fault, max_positions, quantization_fault
@@ -242,8 +242,8 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
 
 def _split(name: str, split: str, revision: str | None, key: str) -> Finding:
     """What is known of one split of a data set. `key` is the recipe key that names it."""
-    if name == BUILT_IN:
-        return Finding("fine", f"{key}: {BUILT_IN} is built in")
+    if is_built_in(name):
+        return Finding("fine", f"{key}: {name} is built in")
     if is_local(name):
         files = local_files(name, None if name == split else split, key)
         size = sum(f.stat().st_size for f in files)

@@ -105,6 +105,15 @@ def _eval(options: argparse.Namespace) -> int:
     return _module("sft_dist.evaluation", *words, model, str(recipe), *options.overrides)
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from launch import compare
+
+    words = ["--prompts", str(options.prompts), "--temperature", str(options.temperature), "--seed", str(options.seed)]
+    words += ["--max-new-tokens", str(options.max_new_tokens)] if options.max_new_tokens else []
+    words += ["--output", options.output] if options.output else []
+    return _module("sft_dist.compare", *words, *compare.arguments(options.models, options.reward, options.recipe))
+
+
 def _score(options: argparse.Namespace) -> int:
     from launch import recipe_files
     from sft_dist.data.sources import is_local, local_files
@@ -268,6 +277,7 @@ _VERBS: tuple[tuple[str, Verb, str], ...] = (
     ("sweep", _sweep, "try many settings of one recipe, and compare what they come to"),
     ("pipeline", _pipeline, "run a chain of stages, each from what others made, and go on where it ended"),
     ("eval", _eval, "measure a model on the held-out data"),
+    ("compare", _compare, "set models side by side on held-out prompts, scored by a reward model"),
     ("score", _score, "give the rewards of a reward model for any records"),
     ("checkpoints", _checkpoints, "list the checkpoints of a run, and whether they are sound"),
     ("status", _status, "show what a run is doing, or all of your runs on Slurm"),

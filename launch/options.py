@@ -119,6 +119,27 @@ def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
 
 
+def _compare_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("models", metavar="[NAME=]MODEL", nargs="+", help="runs or models; the first is the measure")
+    sub.add_argument("--reward", metavar="MODEL", required=True, help="the reward model: a run's folder or a model")
+    sub.add_argument("--recipe", help="recipe that names the held-out data (default: that of the first model's run)")
+    sub.add_argument("--prompts", type=_positive, default=48, metavar="N", help="held-out prompts to answer (48)")
+    sub.add_argument("--max-new-tokens", type=_positive, metavar="N", help="of a response (default: as in the recipe)")
+    sub.add_argument("--temperature", type=_temperature, default=1.0, help="of the responses (1.0); 0 is greedy")
+    sub.add_argument("--seed", type=_count, default=0, metavar="N", help="of the responses (0)")
+    sub.add_argument("--output", metavar="DIR", help="write page, figures and samples there")
+
+
+def _temperature(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word} is no temperature; give 0 or more")
+    return value
+
+
 def _score_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL", help="a reward run's folder, a reward model or its adapter, or a hub id")
     sub.add_argument("file", metavar="FILE", help="records of any format: a file, folder, glob or data set")
@@ -197,6 +218,7 @@ OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "sweep": _sweep_options,
     "pipeline": _pipeline_options,
     "eval": _eval_options,
+    "compare": _compare_options,
     "score": _score_options,
     "checkpoints": _checkpoints_options,
     "status": _status_options,

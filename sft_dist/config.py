@@ -79,7 +79,7 @@ class MixtureSource(Section):
     """One source of a mixture: where its records come from, their format, and how much of it is trained on."""
 
     dataset_name: Location = Field(examples=["python-docs"])
-    """Hub id, file, folder or glob (JSON, JSONL, Parquet, CSV), or the built-in `python-docs`."""
+    """Hub id, file, folder or glob (JSON, JSONL, Parquet, CSV), or the built-in `python-docs`, `python-docs-pairs`."""
     dataset_config: str | None = None
     """Configuration name of a hub data set."""
     dataset_revision: str | None = None
@@ -101,8 +101,8 @@ class DataSection(Section):
 
     # Of type str though a mixture has none: a source is opened by its own section, which has its name (`sources_of`).
     dataset_name: Annotated[str, AfterValidator(os.path.expanduser)] = Field(default="", examples=["python-docs"])
-    """Hub id, file, folder or glob (JSON, JSONL, Parquet, CSV), or the built-in `python-docs`. Required, unless
-    `data.mixture` names several."""
+    """Hub id, file, folder or glob (JSON, JSONL, Parquet, CSV), or the built-in `python-docs` or
+    `python-docs-pairs`. Required, unless `data.mixture` names several."""
     dataset_config: str | None = None
     """Configuration name of a hub data set."""
     dataset_revision: str | None = None

@@ -81,7 +81,7 @@ def small_recipe(folder: Path, model: Path, records: int = 45) -> Path:
     )
 
 
-def reward_recipe(folder: Path, model: Path, records: int = 13) -> Path:
+def reward_recipe(folder: Path, model: Path, records: int = 9) -> Path:
     """A recipe that trains a small reward model for a few seconds, in fp32, with a last incomplete batch."""
     folder.mkdir(parents=True, exist_ok=True)
     recipe = yaml.safe_load(small_recipe(folder, model).read_text())

@@ -22,7 +22,7 @@ from sft_dist.data import python_docs_turns as turns
 from sft_dist.data.python_docs_entries import Entry, Parameter, members_of
 from sft_dist.errors import DataError
 
-__all__ = ["SPLITS", "Entry", "Parameter", "build", "entries", "fingerprint"]
+__all__ = ["SPLITS", "Entry", "Parameter", "build", "entries", "fingerprint", "records"]
 
 SPLITS = ("train", "test")
 _VERSION = 1
@@ -40,9 +40,7 @@ def build(split: str) -> Iterator[dict[str, object]]:
     The first call takes seconds. Raises :class:`DataError` for an unknown split, and where this Python comes
     without the sources of its standard library.
     """
-    if split not in SPLITS:
-        raise DataError(f"python-docs has no split {split!r}; use one of {' and '.join(SPLITS)}")
-    for name, _, pairs in _splits()[split]:
+    for name, _, pairs in records(split):
         yield {
             "id": name,
             "conversations": [
@@ -51,6 +49,13 @@ def build(split: str) -> Iterator[dict[str, object]]:
                 for role, value in (("human", question), ("gpt", answer))
             ],
         }
+
+
+def records(split: str) -> list[_Record]:
+    """The same as (id, family, [(question, answer), ...]); a family is in one split only. Raises as :func:`build`."""
+    if split not in SPLITS:
+        raise DataError(f"python-docs has no split {split!r}; use one of {' and '.join(SPLITS)}")
+    return _splits()[split]
 
 
 @functools.cache

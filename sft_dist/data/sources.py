@@ -1,4 +1,4 @@
-"""Sources of records: hub data sets, local files and folders, and the built-in data set.
+"""Sources of records: hub data sets, local files and folders, and the built-in data sets.
 
 A source yields :class:`RawRecord` one after the other, so that memory stays bounded by one record.
 Each carries the place it came from, for messages.
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft_dist.config import DataSection, Recipe
-from sft_dist.data import python_docs
+from sft_dist.data import python_docs, python_docs_pairs
 from sft_dist.data.files import RawRecord, read_file
 from sft_dist.errors import DataError
 
-BUILT_IN = "python-docs"
+BUILT_INS = {"python-docs": python_docs, "python-docs-pairs": python_docs_pairs}
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".jsonl.gz", ".json.gz")
 
 
@@ -45,19 +45,24 @@ def open_source(data: DataSection, split: str, key: str = "data.dataset_name") -
     if is_local(split):
         return _files_source(_local_files(split, None, key), split)
     name = data.dataset_name
-    if name == BUILT_IN:
-        return _built_in_source(split, key)
+    if is_built_in(name):
+        return _built_in_source(name, split, key)
     if is_local(name):
         return _files_source(_local_files(name, split, key), name)
     return _hub_source(data, split, key)
 
 
 def test_split_of(recipe: Recipe) -> str | None:
-    """The held-out split: the recipe's, or the one that the built-in data set comes with."""
+    """The held-out split: the recipe's, or the one that a built-in data set comes with."""
     data = recipe.data
-    if data.dataset_test_split is None and data.dataset_name == BUILT_IN and not data.test_split_size:
+    if data.dataset_test_split is None and is_built_in(data.dataset_name) and not data.test_split_size:
         return "test"
     return data.dataset_test_split
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a name means a data set that is made on the spot, with splits `train` and `test`."""
+    return name in BUILT_INS
 
 
 def is_local(name: str) -> bool:
@@ -66,7 +71,7 @@ def is_local(name: str) -> bool:
         name.startswith((".", "/", "~"))
         or name.lower().endswith(SUFFIXES)
         or glob.has_magic(name)
-        or (name != BUILT_IN and Path(name).exists())
+        or (not is_built_in(name) and Path(name).exists())
     )
 
 
@@ -138,15 +143,16 @@ def _files_source(files: list[Path], name: str) -> Source:
     return Source(name, digest.hexdigest(), records)
 
 
-def _built_in_source(split: str, key: str) -> Source:
-    if split not in python_docs.SPLITS:
-        raise DataError(f"{key}: {BUILT_IN} has no split {split!r}; it has {', '.join(python_docs.SPLITS)}")
+def _built_in_source(name: str, split: str, key: str) -> Source:
+    made_by = BUILT_INS[name]
+    if split not in made_by.SPLITS:
+        raise DataError(f"{key}: {name} has no split {split!r}; it has {', '.join(made_by.SPLITS)}")
 
     def records() -> Iterator[RawRecord]:
-        for number, row in enumerate(python_docs.build(split), 1):
-            yield RawRecord(f"{BUILT_IN}/{split}: record {number}", row)
+        for number, row in enumerate(made_by.build(split), 1):
+            yield RawRecord(f"{name}/{split}: record {number}", row)
 
-    return Source(f"{BUILT_IN}/{split}", f"{python_docs.fingerprint()}/{split}", records)
+    return Source(f"{name}/{split}", f"{made_by.fingerprint()}/{split}", records)
 
 
 def _hub_source(data: DataSection, split: str, key: str) -> Source:

@@ -60,7 +60,15 @@ dd { margin: 0; overflow-wrap: anywhere; }
   .answers { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .answers.single { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .answer.reference { grid-column: auto; }
+  .answers.even { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 }
+.reward { font-weight: 400; }
+.best .reward { color: var(--good); }
+.wide { overflow-x: auto; margin: 0 0 .75rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .4rem .9rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child { text-align: left; padding-left: 0; }
+thead th { color: var(--soft); font-weight: 600; font-size: .9rem; }
 .prose { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; margin: 0 0 .5rem; }
 .code { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--well); border: 1px solid var(--line);
   border-radius: .35rem; padding: .6rem .75rem; margin: 0 0 .6rem; tab-size: 4; }

@@ -10,7 +10,7 @@ from sft_dist.render.page import escape
 # The numbers of each rollout, of each seed, by task and model.
 Curves = Mapping[tuple[str, str], Sequence[Sequence[Mapping[str, float]]]]
 
-_WIDTH, _HEIGHT = 760, 620
+_WIDTH, _HEIGHT = 760, 646
 _PANELS = (
     ("objective/scores", "reward, of 1 at most"),
     ("objective/kl", "KL to the reference, nats a response"),

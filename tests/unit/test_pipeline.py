@@ -448,6 +448,26 @@ def test_every_packaged_pipeline_resolves(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not [name for name in recipe_files.packaged() if "pipeline" in name]
 
 
+def test_the_demo_of_rlhf_hands_models_on_and_lies_where_make_looks_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipeline = resolve(spec.find("smollm2-135m/python-docs-rlhf"))
+    stages = pipeline.stages
+    assert {name: (stage.kind, stage.needs) for name, stage in stages.items()} == {
+        "sft": ("sft", ()),
+        "reward": ("reward", ("sft",)),
+        "ppo": ("ppo", ("sft", "reward")),
+        "dpo": ("dpo", ("sft",)),
+    }
+    assert stages["ppo"].recipe.ppo.reward == str(stages["reward"].output)
+    assert {stages[name].recipe.model.model_name_or_path for name in ("reward", "ppo", "dpo")} == {
+        str(stages["sft"].output)
+    }
+    makefile = (recipe_files.FOLDER.parents[1] / "Makefile").read_text(encoding="utf-8")
+    assert f"RLHF := {pipeline.root.relative_to(tmp_path)}\n" in makefile
+
+
 def test_a_name_that_is_almost_right_is_told() -> None:
     with pytest.raises(UserError, match="did you mean smollm2-135m/python-docs"):
         spec.find("smollm2-135m/python-doc")
