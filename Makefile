@@ -21,7 +21,7 @@ RLHF := runs/smollm2-135m-rlhf
 demo-rlhf: setup
 	$(VENV)/bin/sft-dist pipeline smollm2-135m/python-docs-rlhf
 	$(VENV)/bin/sft-dist compare $(RLHF)/sft $(RLHF)/ppo $(RLHF)/dpo --reward $(RLHF)/reward \
-		--prompts 64 --max-new-tokens 64 --output $(RLHF)/comparison
+		--prompts 40 --max-new-tokens 64 --output $(RLHF)/comparison
 
 # Tests of one process two at a time; the others have processes enough of their own.
 test: setup
