@@ -62,8 +62,8 @@ CASES = {
     "llama": _small("llama"),
     "opt": _small("opt"),
     "llama, prompts of one length": _small("llama", spread=0.0),
-    builtin_models.NAME: Case(builtin_models.NAME, rollouts=4, last=1, rollout_batch_size=16, response_length=53,
-                              num_ppo_epochs=2, learning_rate=1e-5, micro_batch=2),
+    builtin_models.NAME: Case(builtin_models.NAME, rollouts=3, last=1, rollout_batch_size=8, response_length=53,
+                              num_ppo_epochs=2, num_mini_batches=2, learning_rate=1e-5, micro_batch=4),
 }  # fmt: skip
 
 
@@ -76,6 +76,8 @@ def save_models(folder: Path, model: str) -> None:
     if builtin_models.is_built_in(model):
         source = builtin_models.resolve(model)
         policy, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+        # Its own is the one that ends a turn, which TRL would mask in the prompts.
+        tokenizer.pad_token = "<|endoftext|>"
     else:
         tokenizer = letters.tokenizer(CHARACTERS)
         policy = AutoModelForCausalLM.from_config(_config(model, tokenizer))
