@@ -27,7 +27,8 @@ def _rows_of_the_stage(recipe: Recipe) -> Iterator[Finding]:
     if recipe.stage == "sft":
         return
     for key in ("packing", "streaming"):
-        if getattr(recipe.data, key):
+        # PPO packs prompts with their responses.
+        if getattr(recipe.data, key) and (key, recipe.stage) != ("packing", "ppo"):
             yield f"data.{key}", f"is for stage=sft; stage={recipe.stage} has rows of its own, so leave it out"
 
 

@@ -131,8 +131,9 @@ class DataSection(Section):
     response_template: str | None = None
     """Text that opens an assistant's turn where the model has no chat template (default `### Response:\\n`)."""
     packing: bool | Literal["required"] = False
-    """Rows of `train.max_length` made of several whole documents. Proven exact on the loaded model before the first
-    step; where it is not, rows stay unpacked and the run says so, or stops with `required`."""
+    """Rows of `train.max_length` made of several whole documents; under `stage: ppo`, of responses with their prompts,
+    as long as the longest of a micro-batch. Proven exact on the loaded model before the first step; where it is not,
+    rows stay unpacked and the run says so, or stops with `required`."""
     streaming: bool = False
     """Prepare the data block by block while training, for data larger than the disk; needs `train.max_steps`."""
     shuffle_buffer: PositiveInt = 16384

@@ -6,7 +6,6 @@ same without, and the value model the same with an adapter of its own and a head
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from sft_dist.attention import Way
 from sft_dist.models import switch_dropout_off
+from sft_dist.ppo.batches import Batch, bare, inputs_of, selected, selecting
 from sft_dist.ppo.formulas import entropy_of, log_probs_of
 from sft_dist.ppo.lora import AdapterReward
 
-Batch = dict[str, torch.Tensor]
 POLICY, VALUE = "default", "value"
 
 
@@ -29,7 +29,7 @@ class Actors(nn.Module):
     or None where a head of its own (`value_head`) reads the policy's hidden states, or those of the value adapter.
     `reference`: a frozen causal model, None where it is the policy without its adapter. `rewards`: frozen models for
     sequence classification, or :class:`AdapterReward`. `temperature`: of the distribution that is drawn from and
-    trained.
+    trained. `way`: how packed rows are fed to policy, value and reference; None: rows are not packed.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class Actors(nn.Module):
         self.policy, self.value, self.value_head, self.reference = policy, value, value_head, reference
         self.rewards = nn.ModuleList(rewards)
         self.temperature = temperature or 1.0
+        self.way: Way | None = None
         self.config = policy.config
         parts = [part for part in (policy, value, reference, *rewards) if part is not None]
         self._no_split_modules = {
-            name for part in parts for name in getattr(_bare(part), "_no_split_modules", None) or ()
+            name for part in parts for name in getattr(bare(part), "_no_split_modules", None) or ()
         }
         for part in (reference, *rewards):
             if part is not None:
@@ -80,12 +81,11 @@ class Actors(nn.Module):
     def look(self, batch: Batch) -> dict[str, torch.Tensor]:
         """As `train_pass`, without gradients, and `reference`, the log-probabilities of the reference."""
         found = self._policy_pass(batch, want_entropy_gradient=False)
-        width = batch["responses"].shape[1]
         if self.reference is not None:
-            found["reference"] = self._log_probs(_logits(self.reference, batch, width), batch)
+            found["reference"] = log_probs_of(self._logits(self.reference, batch)[0], batch["responses"])
         else:
             with adapters(self.policy, None):
-                found["reference"] = self._log_probs(_logits(self.policy, batch, width), batch)
+                found["reference"] = log_probs_of(self._logits(self.policy, batch)[0], batch["responses"])
         return found
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class Actors(nn.Module):
         model = self.rewards[number]
         if isinstance(model, AdapterReward):
             with adapters(self.policy, model.adapter):
-                base = _bare(self.policy).base_model
+                base = bare(self.policy).base_model
                 hidden = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
             # As transformers does it: the last token that is no padding, even where padding is what ends a text.
             places = torch.arange(input_ids.shape[1], device=hidden.device)
@@ -107,30 +107,30 @@ class Actors(nn.Module):
         return scores.squeeze(-1).float()
 
     def _policy_pass(self, batch: Batch, want_entropy_gradient: bool) -> dict[str, torch.Tensor]:
-        width = batch["responses"].shape[1]
         shared = self.value is None and not self._has_value_adapter
-        with _read_by(_bare(self.policy).get_output_embeddings()) as read:
-            logits = _logits(self.policy, batch, width)[:, :-1].float() / self.temperature
+        logits, hidden = self._logits(self.policy, batch)
         with torch.set_grad_enabled(want_entropy_gradient and torch.is_grad_enabled()):
             entropy = entropy_of(logits)
-        values = self._values(batch, read[0][:, :-1] if shared else None, width)
+        values = self._values(batch, hidden if shared else None)
         return {"log_probs": log_probs_of(logits, batch["responses"]), "entropy": entropy, "values": values}
 
-    def _log_probs(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return log_probs_of(logits[:, :-1].float() / self.temperature, batch["responses"])
+    def _logits(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (responses, width, vocabulary) of each token of the responses, tempered, and the hidden states
+        (responses, width, hidden) that they come from."""
+        with selecting(bare(model).get_output_embeddings(), batch, self.way) as seen:
+            logits = model(**inputs_of(model, batch, self.way)).logits.float()
+        return logits if self.temperature == 1.0 else logits / self.temperature, seen[0]
 
-    def _values(self, batch: Batch, before: torch.Tensor | None, width: int) -> torch.Tensor:
-        """The value of the state before each token of the responses, (rows, width).
+    def _values(self, batch: Batch, before: torch.Tensor | None) -> torch.Tensor:
+        """The value of the state before each token of the responses, (responses, width).
 
-        `before`: the policy's hidden states there, (rows, width, hidden), where it shares them.
+        `before`: the policy's hidden states there, where it shares them.
         """
-        if before is None:
-            if self.value is not None:
-                hidden = _trunk(self.value, batch)
-            else:
-                with adapters(self.policy, VALUE):
-                    hidden = _trunk(_bare(self.policy), batch)
-            before = hidden[:, -(width + 1) : -1]
+        if before is None and self.value is not None:
+            before = _trunk(self.value, batch, self.way)
+        elif before is None:
+            with adapters(self.policy, VALUE):
+                before = _trunk(bare(self.policy), batch, self.way)
         head = self.value_head if self.value_head is not None else self.value.score
         values: torch.Tensor = head(before.to(head.weight.dtype)).squeeze(-1).float()
         return values
@@ -146,11 +146,11 @@ class Actors(nn.Module):
         options = {**(activation_checkpointing_kwargs or {}), "context_fn": self.recomputing}
         for part in (self.policy, self.value):
             if part is not None:
-                bare = _bare(part)
-                if hasattr(bare, "activation_checkpointing_enable"):
-                    bare.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **more)
+                model = bare(part)
+                if hasattr(model, "activation_checkpointing_enable"):
+                    model.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **more)
                 else:
-                    bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+                    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """As transformers called it once."""
@@ -162,61 +162,9 @@ class Actors(nn.Module):
         return adapters(self.policy, now), adapters(self.policy, now)
 
 
-def batch_of(prompts: list[list[int]], responses: list[list[int]], pad: int) -> Batch:
-    """Prompts padded on the left and responses on the right, as `input_ids` and `attention_mask` (rows, both widths),
-    `position_ids` of the same shape, and `responses` and `mask` (rows, width of the responses)."""
-    left, right = max(map(len, prompts)), max(map(len, responses), default=0) or 1
-    rows = len(prompts)
-    ids = torch.full((rows, left + right), pad)
-    attention = torch.zeros((rows, left + right), dtype=torch.int64)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        whole = [*prompt, *response]
-        start = left - len(prompt)
-        ids[row, start : start + len(whole)] = torch.tensor(whole)
-        attention[row, start : start + len(whole)] = 1
-    return {
-        "input_ids": ids,
-        "attention_mask": attention,
-        "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
-        "responses": ids[:, left:].clone(),
-        "mask": attention[:, left:].bool(),
-    }
-
-
-def _bare(model: Any) -> Any:
-    """A model without the adapters around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _inputs(model: Any, batch: Batch) -> Batch:
-    """What a model is given; positions, where it does not have them from the tokens' distances."""
-    names = ["input_ids", "attention_mask"]
-    if "position_ids" in inspect.signature(type(_bare(model)).forward).parameters:
-        names.append("position_ids")
-    return {name: batch[name] for name in names}
-
-
-def _logits(model: Any, batch: Batch, width: int) -> torch.Tensor:
-    """The logits (rows, width + 1, vocabulary) at the position before the last `width` tokens, and at theirs."""
-    logits: torch.Tensor = model(**_inputs(model, batch), use_cache=False, logits_to_keep=width + 1).logits
-    return logits
-
-
-@contextmanager
-def _read_by(module: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """What a module is given while this is open, call by call."""
-    read: list[torch.Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, given: read.append(given[0]))
-    try:
-        yield read
-    finally:
-        hook.remove()
-
-
-def _trunk(model: Any, batch: Batch) -> torch.Tensor:
-    """The hidden states behind the last layer, (rows, length, hidden)."""
-    hidden: torch.Tensor = model.base_model(**_inputs(model, batch), use_cache=False).last_hidden_state
-    return hidden
+def _trunk(model: Any, batch: Batch, way: Way | None) -> torch.Tensor:
+    """The hidden states behind the last layer before each token of the responses, (responses, width, hidden)."""
+    return selected(model.base_model(**inputs_of(model, batch, way)).last_hidden_state, batch, way)
 
 
 def active(model: Any) -> str | None:

@@ -14,7 +14,7 @@ from sft_dist.config_stages import PPOSection
 from sft_dist.data.formats import Conversation
 from sft_dist.data.rows import turns_of
 from sft_dist.errors import UserError
-from sft_dist.ppo.actors import batch_of
+from sft_dist.ppo.batches import batch_of
 from sft_dist.ppo.gathering import gathered
 from sft_dist.ppo.names import reward_names
 from sft_dist.ppo.rewards import FunctionReward, ModelReward, Texts, weighted
@@ -121,7 +121,8 @@ class Roller:
         """What the models say of a batch of responses."""
         self.between()
         answers = [answer for _, answer in batch]
-        inputs = batch_of([ids[place] for place, _ in batch], answers, self.tokenizer.pad_token_id)
+        packed = self.trainer.model.way is not None
+        inputs = batch_of([ids[place] for place, _ in batch], answers, self.tokenizer.pad_token_id, packed)
         device = self.trainer.args.device
         seen = self.trainer.model("look", batch={name: value.to(device) for name, value in inputs.items()})
         seen = {name: value.float().cpu() for name, value in seen.items()}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
+from sft_dist.attention import Way, text_config
 from sft_dist.checkpoints.keeper import Held
 from sft_dist.data.account import summary_lines
 from sft_dist.data.prompts import prepare_prompts, room_for_prompts
 from sft_dist.data.rows import Prepared, rows_of
 from sft_dist.data.template import stop_token_ids
+from sft_dist.errors import UserError
 from sft_dist.metrics_file import rewind_metrics
+from sft_dist.packing_choice import packed_way
 from sft_dist.ppo.loading import load_actors
 from sft_dist.ppo.names import reward_names
 from sft_dist.ppo.plan import Plan, plan_of
@@ -77,6 +80,7 @@ class PPOStage:
         held_out = Prompts(self.held_out.rows) if self.held_out else None
         trainer.arrange(plan, Prompts(self.train.rows), held_out, roller, digest, ptx)
         trainer.model.policy.generation_config.eos_token_id = stops
+        trainer.model.way = self._way()
         s.say(plan_line(plan))
 
     def measure(self, when: str) -> Measured | None:
@@ -93,6 +97,18 @@ class PPOStage:
     def report(self, after: Measured | None, seconds: float) -> None:
         """Summary, curves and samples."""
         write_report(self.setting, self.trainer, self.train.account, after, seconds)
+
+    def _way(self) -> Way | None:
+        """How packed rows are fed. It is proven on the policy, so the value has to be a model of the same kind."""
+        s, actors = self.setting, self.trainer.model
+        wanted = s.recipe.data.packing
+        if wanted and actors.value is not None and not same_kind(actors.policy, actors.value):
+            fault = f"the value model ({type(actors.value).__name__}) is of another architecture than the policy"
+            if wanted == "required":
+                raise UserError(f"data.packing: {fault}, and packing is required; set data.packing=false")
+            s.say(f"rows stay unpacked: {fault}")
+            return None
+        return packed_way(actors.policy, wanted, s.bf16, s.say, s.backend.shards_weights)
 
     def _vllm(self) -> VLLM | None:
         s = self.setting
@@ -111,6 +127,12 @@ class PPOStage:
         )
         split = settings.ptx_dataset_train_split
         return rows_of(data, s.template, s.limit, split, "ppo.ptx_dataset_name")
+
+
+def same_kind(one: Any, other: Any) -> bool:
+    """Whether two models have the same layers and attention, of whatever size."""
+    configs = [text_config(model.config) for model in (one, other)]
+    return len({(config.model_type, config._attn_implementation) for config in configs}) == 1
 
 
 def plan_line(plan: Plan) -> str:

@@ -22,7 +22,8 @@ from sft_dist.backend import Backend
 from sft_dist.config_stages import PPOSection
 from sft_dist.errors import UserError
 from sft_dist.metrics_file import append
-from sft_dist.ppo.actors import Actors, batch_of
+from sft_dist.ppo.actors import Actors
+from sft_dist.ppo.batches import batch_of
 from sft_dist.ppo.formulas import AdaptiveKL, Moments, approximate_kl, policy_losses, value_losses
 from sft_dist.ppo.plan import Places, PlacesInOrder, Plan
 from sft_dist.ppo.ptx import Ptx
@@ -237,7 +238,8 @@ class PPOTrainer(Ordered, _Loss):
         rows = [] if filler else [self.mini_batch()[place] for place in places]
         prompts = [rollout.prompts[row] for row in rows] if rollout and rows else [[self.pad]]
         responses = [rollout.responses[row] for row in rows] if rollout and rows else [[self.pad]]
-        batch = {name: value.to(device) for name, value in batch_of(prompts, responses, self.pad).items()}
+        batch = batch_of(prompts, responses, self.pad, self.model.way is not None)
+        batch = {name: value.to(device) for name, value in batch.items()}
         step = self.state.global_step
         ptx = None if self.ptx is None else self.ptx.batch(step, places, device)
         out = model("train", batch=batch, entropy=settings.entropy_coef > 0, ptx=ptx and ptx.inputs)

@@ -18,7 +18,7 @@ from tests.ranks import do_runs
 MODELS, TASKS, SEEDS = ("llama", "opt"), ("share", "length", "pattern"), (0, 1, 2)
 ROLLOUTS, GOAL = 80, 0.9
 # Below what the task leads to when nothing holds it, and beyond what nine tenths of the optimum take.
-TARGET = 24.0
+TARGET, STEERED_TASK = 25.0, "pattern"
 STEERED = (f"ppo.kl_target={TARGET}", "ppo.kl_coef=0.02", "ppo.kl_horizon=640")
 
 Told = list[dict[str, Any]]
@@ -33,7 +33,7 @@ def main() -> None:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="ppo-learning-"))
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [_job(folder, model, task, seed) for model in MODELS for task in TASKS for seed in SEEDS]
-    jobs += [_job(folder, model, "share", seed, steered=True) for model in MODELS for seed in SEEDS]
+    jobs += [_job(folder, model, STEERED_TASK, seed, steered=True) for model in MODELS for seed in SEEDS]
     left = [job for job in jobs if not (Path(job[-1].partition("=")[2]) / "summary.json").exists()]
     if left:
         do_runs(folder, "single", 1, left)
@@ -44,7 +44,11 @@ def main() -> None:
     }
     print(learned_table(curves))
     print()
-    print(steered_table({m: [told_of(_run(folder, m, "share", seed, steered=True)) for seed in SEEDS] for m in MODELS}))
+    print(
+        steered_table(
+            {m: [told_of(_run(folder, m, STEERED_TASK, seed, steered=True)) for seed in SEEDS] for m in MODELS}
+        )
+    )
     if options.image:
         about = f"mean of three seeds, between the least and the most; {ROLLOUTS} rollouts of 64 responses"
         options.image.write_text(learning_svg(curves, "What PPO learns", about, GOAL), encoding="utf-8")

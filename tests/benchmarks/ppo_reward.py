@@ -9,7 +9,7 @@ from typing import Any
 
 LETTER = "a"
 # As many tokens have the responses of the small models, where a token is a letter: 1 is the most they can reach.
-LETTERS = 24
+LETTERS = 16
 # Names the file that every call adds a line to: seconds on the clock, of processor time, and the completions.
 RECORD = "PPO_BENCHMARK_RECORD"
 

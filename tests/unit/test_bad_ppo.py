@@ -74,7 +74,7 @@ FUNCTION = ("ppo.rewards=null", "ppo.reward=tests.letters:share")
         (["ppo.kl_target=5", "ppo.kl_coef=0"], "ppo.kl_coef: 0 cannot be steered to ppo.kl_target"),
         (["ppo.on_max_kl=lower_lr"], "ppo.on_max_kl: has no effect without ppo.max_kl"),
         (["guard.spike_factor=4"], "guard.spike_factor: a loss of PPO is near zero"),
-        (["data.packing=true"], "data.packing: is for stage=sft"),
+        (["data.streaming=true", "train.max_steps=8"], "data.streaming: is for stage=sft"),
         (["stage=sft"], "ppo.response_length: has no effect while stage is sft"),
     ],
 )  # fmt: skip
