@@ -35,7 +35,7 @@ BESIDE = (("ab", "cdef"), ("j", "i"), ("abcde", "fghijfghij"), ("ca", "b"))
 
 
 def small_recipe(folder: Path, architecture: str = "llama") -> Path:
-    """Three rollouts of eight prompts, two epochs over each in two mini-batches; every step is kept.
+    """Three rollouts of eight prompts, two epochs over each in two mini-batches; every second step is kept.
 
     The rewards are a model's and a function's. Beside it lies `beside.jsonl`.
     """
@@ -54,7 +54,7 @@ def small_recipe(folder: Path, architecture: str = "llama") -> Path:
         # No tiny epsilon, which lets round-off grow (docs/parity.md).
         train={"max_length": 32, "per_device_train_batch_size": 2, "num_train_epochs": 1, "learning_rate": 2e-3,
                "adam_epsilon": 1e-4, "logging_steps": 1, "bf16": False, "report_to": "none", "save_strategy": "steps",
-               "save_steps": 1, "full_determinism": True},
+               "save_steps": 2, "full_determinism": True},
         checkpoint={"keep": None},
         parallel={"global_batch_size": 4},
         output={"output_dir": str(folder / "run")},
@@ -69,9 +69,9 @@ def job(folder: Path, recipe: Path, name: str, *words: str) -> list[str]:
 
 
 def rollouts_of(run: Path) -> list[Rollout]:
-    """Every rollout of a run, with all that the models said of it, from a checkpoint behind its first step."""
+    """Every rollout of a run, with all that the models said of it, from a checkpoint behind its second step."""
     found = []
-    while (file := _checkpoint(run, len(found) * STEPS_PER_ROLLOUT + 1) / "rollout.json").exists():
+    while (file := _checkpoint(run, len(found) * STEPS_PER_ROLLOUT + 2) / "rollout.json").exists():
         found.append(from_document(file.read_text()))
     return found
 

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = small_recipe(folder)
     jobs = [
         [str(ppo_by_hand.prepare(folder))],
-        *(job(folder, recipe, f"single-{name}", *CASES[name]) for name in SHOWN),
+        *(job(folder, recipe, f"single-{name}", *CASES[name], "train.save_steps=1") for name in SHOWN),
         *_learning(folder / "learning"),
     ]
     do_runs(folder, "single", 1, jobs)
