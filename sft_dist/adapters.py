@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +65,22 @@ def keep_quantised(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def left_in_fp32(model: Any) -> Iterator[None]:
+    """Keep TRL's trainers, while they are made, from casting the adapter over weights in 4 bits to bf16.
+
+    Its values, and their updates, would be rounded.
+    """
+    quantized = getattr(model, "is_loaded_in_4bit", False)
+    if quantized:
+        model.is_loaded_in_4bit = False
+    try:
+        yield
+    finally:
+        if quantized:
+            del model.is_loaded_in_4bit
 
 
 def wrap(model: Any, peft: PeftSection, backend: Backend, head: Head = "causal") -> Any:

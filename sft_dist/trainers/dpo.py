@@ -16,6 +16,7 @@ import torch
 import trl
 from transformers import EvalPrediction
 
+from sft_dist.adapters import left_in_fp32
 from sft_dist.backend import Backend
 from sft_dist.config_stages import DPOSection
 from sft_dist.data.arrangement import Arrangement, document_lengths
@@ -72,22 +73,18 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
             self.held_out_rows = _Reordered(PairRows(held_out, len(held_out), token, *tables[1:]), order)
         if settings.disable_dropout:
             switch_dropout_off(model)
-        # TRL would cast the adapter to bf16 over weights in 4 bits: its values, and their updates, would be rounded.
-        if quantized := getattr(model, "is_loaded_in_4bit", False):
-            model.is_loaded_in_4bit = False
-        super().__init__(
-            model=model,
-            # Any but None: TRL would load another one, or copy the adapter.
-            ref_model=_GIVEN,
-            args=args,
-            train_dataset=rows,
-            eval_dataset=None if held_out is None else self.held_out_rows,
-            processing_class=tokenizer,
-            data_collator=PairCollator(token, bool(tables)),
-            compute_metrics=self._means,
-        )
-        if quantized:
-            del model.is_loaded_in_4bit
+        with left_in_fp32(model):
+            super().__init__(
+                model=model,
+                # Any but None: TRL would load another one, or copy the adapter.
+                ref_model=_GIVEN,
+                args=args,
+                train_dataset=rows,
+                eval_dataset=None if held_out is None else self.held_out_rows,
+                processing_class=tokenizer,
+                data_collator=PairCollator(token, bool(tables)),
+                compute_metrics=self._means,
+            )
         self.sums = Sums(self.args.device)
 
     @property

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset as TorchDataset
 from transformers import EvalPrediction
 
+from sft_dist.adapters import left_in_fp32
 from sft_dist.backend import Backend
 from sft_dist.data.arrangement import Arrangement, document_lengths
 from sft_dist.data.order import GlobalOrder
@@ -85,21 +86,17 @@ class RewardTrainer(Ordered, _MeanOverPairs):
         self._held_out_order = None if held_out is None else np.argsort(-document_lengths(held_out), kind="stable")
         if args.disable_dropout:
             switch_dropout_off(model)
-        # TRL would cast adapter and head to bf16 over weights in 4 bits: their values would be rounded.
-        if quantized := getattr(model, "is_loaded_in_4bit", False):
-            model.is_loaded_in_4bit = False
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=rows,
-            # Of like length, so that little is padded.
-            eval_dataset=None if held_out is None else held_out.select(self._held_out_order),
-            processing_class=tokenizer,
-            data_collator=PairCollator(tokenizer.pad_token_id),
-            compute_metrics=self._measured,
-        )
-        if quantized:
-            del model.is_loaded_in_4bit
+        with left_in_fp32(model):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=rows,
+                # Of like length, so that little is padded.
+                eval_dataset=None if held_out is None else held_out.select(self._held_out_order),
+                processing_class=tokenizer,
+                data_collator=PairCollator(tokenizer.pad_token_id),
+                compute_metrics=self._measured,
+            )
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=args.device)
 
     def arrange(self, arrangement: Arrangement, filler_token: int) -> None:

@@ -17,6 +17,7 @@ import xxhash
 from torch.utils.data import Dataset as TorchDataset
 from transformers import EvalPrediction
 
+from sft_dist.adapters import left_in_fp32
 from sft_dist.attention import Way, feed, text_config
 from sft_dist.backend import Backend
 from sft_dist.config import Recipe
@@ -59,20 +60,16 @@ class SFTTrainer(Ordered, trl.SFTTrainer):  # type: ignore[misc]
         # The position of a stream; the records of a step.
         self.stream_position: Callable[[], dict[str, str]] | None = None
         self._samples: Callable[[int], list[str]] = lambda _: []
-        # TRL would cast the adapter to bf16 over weights in 4 bits: its values, and their updates, would be rounded.
-        if quantized := getattr(model, "is_loaded_in_4bit", False):
-            model.is_loaded_in_4bit = False
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=rows,
-            eval_dataset=held_out and _by_length(held_out),
-            processing_class=tokenizer,
-            data_collator=Collator(tokenizer.pad_token_id),
-            compute_metrics=_token_mean,
-        )
-        if quantized:
-            del model.is_loaded_in_4bit
+        with left_in_fp32(model):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=rows,
+                eval_dataset=held_out and _by_length(held_out),
+                processing_class=tokenizer,
+                data_collator=Collator(tokenizer.pad_token_id),
+                compute_metrics=_token_mean,
+            )
 
     def arrange(self, arrangement: Arrangement, way: Way | None, sources: Mapping[str, int] | None = None) -> None:
         """Settle what is trained on, before `train()`. `way`: how packed rows are fed, None for padded ones.
