@@ -18,6 +18,7 @@ from typing import Any
 from sft_dist.errors import EXIT_RESUMABLE
 
 _AT_ONCE = 130
+_LOOK_UP = 1.0  # seconds between two looks at whether a parent is still there
 
 
 class Stopped(BaseException):
@@ -53,7 +54,7 @@ class StopRequests:
         os.set_blocking(self._write, False)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._before: dict[int, Any] = {number: signal.signal(number, self._handle) for number in self._numbers}
-        os.register_at_fork(after_in_child=self._in_child)
+        os.register_at_fork(before=self._before_fork, after_in_child=self._in_child)
         threading.Thread(target=self._listen, name="stop-requests", daemon=True).start()
         return self
 
@@ -105,21 +106,31 @@ class StopRequests:
         if self._before:
             leave_at_once(f"{self.name}: no step ended within checkpoint.grace ({self._grace:g} s)")
 
+    def _before_fork(self) -> None:
+        # The child that asks for its parent may be too late for the answer.
+        self._forking = os.getpid()
+
     def _in_child(self) -> None:
         """A process that loads data is stopped by its parent, which needs it up to the last step."""
         if self._before and threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
             for number in self._before:
                 signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
-            if signal.SIGTERM in self._before and hasattr(signal, "sigwaitinfo"):
+            if signal.SIGTERM in self._before and hasattr(signal, "sigtimedwait"):
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-                threading.Thread(target=_obey, args=(os.getppid(),), name="obey-parent", daemon=True).start()
+                threading.Thread(target=_obey, args=(self._forking,), name="obey-parent", daemon=True).start()
 
 
 def _obey(parent: int) -> None:
-    """End this process at a SIGTERM of its parent's. Slurm sends one to every process of a job that it takes down."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (parent, os.getpid()) and os.getppid() == parent:
-        pass
+    """End this process at a SIGTERM of its parent's, or when that is gone.
+
+    Slurm sends one to every process of a job that it takes down. Two that come at once are one, of which it may be
+    the parent's that is lost.
+    """
+    while os.getppid() == parent:
+        heard = signal.sigtimedwait({signal.SIGTERM}, _LOOK_UP)
+        if heard is not None and heard.si_pid in (parent, os.getpid()):
+            break
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.kill(os.getpid(), signal.SIGTERM)
 

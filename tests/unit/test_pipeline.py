@@ -157,7 +157,7 @@ stages:
 
 
 def test_every_kind_of_training_that_a_recipe_has_is_a_kind_of_stage() -> None:
-    assert (*spec.TRAINING, "eval") == ("sft", "eval")
+    assert (*spec.TRAINING, "eval") == ("sft", "reward", "dpo", "ppo", "eval")
 
 
 BAD = {
@@ -190,7 +190,7 @@ BAD = {
     "keys": (
         "  a: {recpe: recipe.yaml, nodes: 0, kind: evl}",
         [
-            "p.yaml:3: stages.a.kind: should be 'sft' or 'eval'",
+            "p.yaml:3: stages.a.kind: should be 'sft', 'reward', 'dpo', 'ppo' or 'eval'",
             "p.yaml:3: stages.a.nodes: should be greater than 0",
             "p.yaml:3: stages.a.recpe: no such key, did you mean recipe",
         ],

@@ -259,6 +259,9 @@ def fork():
             os.kill(os.getppid(), signal.SIGTERM)
             os._exit(0)
         os.waitpid(stranger, 0)
+        # Two at once would be one.
+        while signal.SIGTERM in signal.sigpending():
+            time.sleep(0.01)
         print("child", *ignored, signal.set_wakeup_fd(-1), requests.number, flush=True)
         ready_to_end()
         while True:
@@ -275,6 +278,21 @@ else:
 """
     )
     assert process.end() == (0, f"child SIGINT SIGUSR1 SIGUSR2 -1 0\n{-Signals.SIGTERM} 0\nleft\n", "")
+
+
+def test_a_forked_child_does_not_outlive_its_parent(start: Start) -> None:
+    """Though it was told nothing, or what it was told came together with a stranger's signal."""
+    process = start(
+        """
+requests.within_training = True
+if os.fork():
+    os._exit(0)
+while True:
+    signal.pause()
+"""
+    )
+    # Its end is that of the pipe that both write to.
+    assert process.end() == (0, "", "")
 
 
 def test_the_end_of_a_run_leaves_nothing(start: Start) -> None:
