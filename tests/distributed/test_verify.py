@@ -1,4 +1,4 @@
-"""The matrix: OPT under every strategy, Llama in every case under one of each kind, have one process's numbers.
+"""The matrix: OPT under every strategy, Llama in nearly every case under one of each kind, have one process's numbers.
 
 `sft-dist verify` without words is the whole of it: all three under all of them.
 """
@@ -20,15 +20,16 @@ from tests import tiny
 from tests.recipes import command, sft_dist, small_recipe
 
 SPREAD = [strategy for strategy in STRATEGIES if strategy != "single"]
-ALL = [case.name for case in CASES]
+# Whole models unpacked are what the trainings of reward models, DPO and PPO are compared by.
+MOST = [case.name for case in CASES if case.name != "full"]
 # Packing under ZeRO and FSDP2 has to do with a model's attention, LoRA with the names of its layers.
 PLAN = {
     "opt": (["packed"], SPREAD),
-    "llama": (ALL, ["zero3", "fsdp2"]),
+    "llama": (MOST, ["zero3", "fsdp2"]),
     "mistral": (["packed"], ["zero3"]),
 }
 MATRIX = [(shape, strategy, cases) for shape, (cases, under) in PLAN.items() for strategy in under]
-MATRIX += [("llama", "single, accumulated", ALL)]
+MATRIX += [("llama", "single, accumulated", MOST)]
 assert set(PLAN) == set(SHAPES)
 # Under ZeRO-1 some weights have no part on some of four processes.
 ON_FOUR = ["zero1", "zero3_hpz", "fsdp2_hybrid"]
