@@ -68,9 +68,10 @@ def job(recipe: Path, run: Path, *words: str) -> list[str]:
         ("ddp", 2, list(CASES)),
         ("ddp", 4, ["packed"]),
         ("zero1", 2, ["packed"]),
-        ("zero2", 2, ["packed", "lora", "qlora"]),
-        ("zero3", 2, ["packed", "stream", "lora", "qlora"]),
-        ("fsdp2", 2, ["packed", "mixture", "lora", "qlora"]),
+        # Weights in 4 bits are slow on a processor, and frozen: their checkpoints are those of LoRA.
+        ("zero2", 2, ["packed", "lora"]),
+        ("zero3", 2, ["packed", "stream", "lora"]),
+        ("fsdp2", 2, ["packed", "mixture", "lora"]),
     ],
 )
 def test_a_resumed_run_has_the_bits_of_one_that_was_never_stopped(
@@ -140,7 +141,8 @@ def test_the_last_checkpoint_is_exported_as_the_model_that_the_run_left(
     """Of the tests above, under every strategy: whole models, and adapters merged."""
     runs = sorted(folder.glob(f"*-{name}-whole"))
     # Each with its number of processes.
-    assert {"ddp2", "zero22", "zero32", "fsdp22"} <= {run.name.partition("-")[0] for run in runs}
+    spread = {"zero22", "zero32", "fsdp22"} if name != "qlora" else set()
+    assert {"ddp2", *spread} <= {run.name.partition("-")[0] for run in runs}
     for run in runs:
         out = [tmp_path / f"{run.name}-{which}" for which in ("run", "checkpoint")]
         for source, place in zip((run, run / "checkpoints" / "checkpoint-9"), out, strict=True):
