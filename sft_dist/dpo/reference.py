@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,7 +39,26 @@ class Reference(Protocol):
 
 
 @dataclass(frozen=True)
-class FullReference:
+class _AtWork:
+    """A model that is a reference for as long as `_at_work` is open."""
+
+    def _at_work(self) -> AbstractContextManager[Any]:
+        raise NotImplementedError
+
+    def log_probs(self, batch: Batch) -> torch.Tensor:
+        """As the protocol's."""
+        with self._at_work() as model:
+            return log_probs(model, batch)
+
+    def logits(self, inputs: Batch) -> torch.Tensor:
+        """As the protocol's."""
+        with self._at_work() as model:
+            found: torch.Tensor = model(**inputs, use_cache=False).logits
+            return found
+
+
+@dataclass(frozen=True)
+class FullReference(_AtWork):
     """A frozen model. `bf16`: computes in bf16 by autocast; `sharded`: its shards are FSDP2's."""
 
     model: Any
@@ -55,20 +74,9 @@ class FullReference:
             # Nothing comes behind that would: what is around the layers is gathered until a backward pass.
             fsdp2.reshard(self.model)
 
-    def log_probs(self, batch: Batch) -> torch.Tensor:
-        """As the protocol's."""
-        with self._at_work() as model:
-            return log_probs(model, batch)
-
-    def logits(self, inputs: Batch) -> torch.Tensor:
-        """As the protocol's."""
-        with self._at_work() as model:
-            found: torch.Tensor = model(**inputs, use_cache=False).logits
-            return found
-
 
 @dataclass(frozen=True)
-class AdapterOff:
+class AdapterOff(_AtWork):
     """A model of peft as it was before its adapter. `bf16`: computes in bf16 by autocast."""
 
     model: Any
@@ -89,17 +97,6 @@ class AdapterOff:
                 yield self.model
         finally:
             self.model.train(training)
-
-    def log_probs(self, batch: Batch) -> torch.Tensor:
-        """As the protocol's."""
-        with self._at_work() as model:
-            return log_probs(model, batch)
-
-    def logits(self, inputs: Batch) -> torch.Tensor:
-        """As the protocol's."""
-        with self._at_work() as model:
-            found: torch.Tensor = model(**inputs, use_cache=False).logits
-            return found
 
 
 def adapter_off(model: Any, setting: Setting, device: torch.device) -> AdapterOff:
