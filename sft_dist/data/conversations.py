@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
 
 from sft_dist.config import DataSection
 from sft_dist.data import formats
 from sft_dist.data.account import Account
+from sft_dist.data.fields import Fields
 from sft_dist.data.files import RawRecord
 from sft_dist.data.formats import Conversation, Fault
 from sft_dist.data.sources import Source
@@ -33,17 +34,11 @@ class Reader:
 
     def __init__(self, data: DataSection, form: str = "") -> None:
         self.form = form or ("" if data.format == "auto" else data.format)
-        self._hook: Callable[[dict[str, Any]], Mapping[str, Any]] | None = (
-            formats.load_hook(data.formatting) if data.formatting else None
-        )
+        self._fields = Fields(data)
 
     def __call__(self, raw: RawRecord) -> Conversation:
         """The conversation of a record. Raises :class:`Fault`."""
-        if raw.fields is None:
-            raise Fault(raw.fault or "cannot be read")
-        record: Mapping[str, Any] = raw.fields
-        if self._hook is not None:
-            record = dict(formats.apply_hook(self._hook, dict(record)))
+        record = self._fields(raw)
         if not self.form:
             self.form = formats.detect(record)
         return formats.parse(record, self.form)

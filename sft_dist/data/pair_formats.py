@@ -16,21 +16,20 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sft_dist.config import DataSection
+from sft_dist.data.fields import Fields
 from sft_dist.data.files import RawRecord
 from sft_dist.data.formats import (
     Conversation,
     Fault,
     Record,
     Turn,
-    apply_hook,
     checked_chat,
     instruction_turns,
-    load_hook,
     names_of,
     system_turns,
     text_in,
@@ -209,15 +208,9 @@ class PairReader:
     form = PREFERENCE
 
     def __init__(self, data: DataSection) -> None:
-        self._hook: Callable[[dict[str, Any]], Mapping[str, Any]] | None = (
-            load_hook(data.formatting) if data.formatting else None
-        )
+        self._fields = Fields(data)
 
     def __call__(self, raw: RawRecord) -> Pair:
         """The pair of a record. Raises :class:`Fault`."""
-        if raw.fields is None:
-            raise Fault(raw.fault or "cannot be read")
-        record: Mapping[str, Any] = raw.fields
-        if self._hook is not None:
-            record = dict(apply_hook(self._hook, dict(record)))
+        record = self._fields(raw)
         return parse_pair(record)

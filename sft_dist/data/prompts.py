@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from sft_dist.config import DataSection, Recipe
 from sft_dist.data import formats
 from sft_dist.data.digests import digest
+from sft_dist.data.fields import Fields
 from sft_dist.data.files import RawRecord
 from sft_dist.data.formats import Conversation, Fault, Record, Turn, to_json
 from sft_dist.data.lengths import Verdict
@@ -90,17 +91,11 @@ class PromptReader:
     form = PROMPT
 
     def __init__(self, data: DataSection) -> None:
-        self._hook: Callable[[dict[str, Any]], Mapping[str, Any]] | None = (
-            formats.load_hook(data.formatting) if data.formatting else None
-        )
+        self._fields = Fields(data)
 
     def __call__(self, raw: RawRecord) -> Asked:
         """The prompt of a record. Raises :class:`Fault`."""
-        if raw.fields is None:
-            raise Fault(raw.fault or "cannot be read")
-        record: Mapping[str, Any] = raw.fields
-        if self._hook is not None:
-            record = dict(formats.apply_hook(self._hook, dict(record)))
+        record = self._fields(raw)
         return parse_prompt(record)
 
 
