@@ -39,7 +39,7 @@ def learning_curve_svg(points: Points, eval_points: Points = (), unit: str = "lo
     y = Axis.over(min(losses), max(losses), _HEIGHT - _BOTTOM, _TOP, 5, rounded=True)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(_caption(train, held))}">',
-        *_grid(x, y, unit),
+        *grid(x, y, _HEIGHT, "optimizer step", unit),
         *_series(_thinned(train, _WIDTH), x, y, "var(--train-line, #2a62c4)", dots=len(train) <= 12),
         *_series(_thinned(held, _WIDTH), x, y, "var(--held-line, #b4530a)", dots=True),
         *_legend(bool(train), bool(held)),
@@ -64,7 +64,8 @@ def _thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, floa
     return kept
 
 
-def _grid(x: Axis, y: Axis, unit: str) -> list[str]:
+def grid(x: Axis, y: Axis, height: int, below: str, above: str) -> list[str]:
+    """Lines and ticks of a picture of this height, and what its axes are, as plain text."""
     line = 'style="stroke:var(--line, #dfe1e4)"'
     text = 'style="fill:var(--soft, #5b626b)"'
     parts = []
@@ -72,14 +73,14 @@ def _grid(x: Axis, y: Axis, unit: str) -> list[str]:
         at = y.at(tick)
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" {line}/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end" {text}>{y.label(tick)}</text>')
-    floor = _HEIGHT - _BOTTOM
+    floor = height - _BOTTOM
     for tick in x.ticks:
         at = x.at(tick)
         parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{floor}" y2="{floor + 5}" {line}/>')
         parts.append(f'<text x="{at:.1f}" y="{floor + 20}" text-anchor="middle" {text}>{x.label(tick)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 6}" text-anchor="middle" {text}>optimizer step</text>')
-    parts.append(f'<text x="{_LEFT}" y="16" text-anchor="start" {text}>{html.escape(unit)}</text>')
+    parts.append(f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle" {text}>{html.escape(below)}</text>')
+    parts.append(f'<text x="{_LEFT}" y="16" text-anchor="start" {text}>{html.escape(above)}</text>')
     return parts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sft_dist.render.axis import Axis
-from sft_dist.render.curve import learning_curve_svg
+from sft_dist.render.curve import grid, learning_curve_svg
 from sft_dist.render.page import escape, formatted, header, page, pairs
 from sft_dist.render.wording import count, number, sides
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sft_dist.render.rewards import Histogram, RewardReport, ScoredPair
 
 _WIDTH, _HEIGHT = 720, 280
+# Its sides are those of `grid`.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 34, 46
 _ABOUT = (
     "Accuracy is the share of held-out pairs whose chosen answer got the higher reward; a coin has 50%. The margin is "
@@ -66,7 +67,10 @@ def margins_svg(held: Histogram) -> str:
     most = max((max(counts) for _, counts in shown), default=1) or 1
     x = Axis.over(held.edges[0], held.edges[-1], _LEFT, _WIDTH - _RIGHT, 8)
     y = Axis.over(0, most, _HEIGHT - _BOTTOM, _TOP, 4, whole=True, rounded=True)
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(_caption(held))}">', *_grid(x, y)]
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(_caption(held))}">',
+        *grid(x, y, _HEIGHT, "margin", "held-out pairs"),
+    ]
     colours = ["var(--held-line, #b4530a)", "var(--train-line, #2a62c4)"][-len(shown) :]
     for number_of, ((_, counts), colour) in enumerate(zip(shown, colours, strict=True)):
         for low, high, pairs_in in zip(held.edges, held.edges[1:], counts, strict=False):
@@ -85,24 +89,6 @@ def margins_svg(held: Histogram) -> str:
     )
     parts += _legend([name for name, _ in shown], colours)
     return "\n".join([*parts, "</svg>"])
-
-
-def _grid(x: Axis, y: Axis) -> list[str]:
-    line, text = 'style="stroke:var(--line, #dfe1e4)"', 'style="fill:var(--soft, #5b626b)"'
-    parts = []
-    for tick in y.ticks:
-        at = y.at(tick)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" {line}/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end" {text}>{y.label(tick)}</text>')
-    floor = _HEIGHT - _BOTTOM
-    for tick in x.ticks:
-        at = x.at(tick)
-        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{floor}" y2="{floor + 5}" {line}/>')
-        parts.append(f'<text x="{at:.1f}" y="{floor + 20}" text-anchor="middle" {text}>{x.label(tick)}</text>')
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 6}" text-anchor="middle" {text}>margin</text>')
-    parts.append(f'<text x="{_LEFT}" y="16" text-anchor="start" {text}>held-out pairs</text>')
-    return parts
 
 
 def _legend(names: list[str], colours: list[str]) -> list[str]:
