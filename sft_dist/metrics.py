@@ -14,6 +14,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from sft_dist.hardware import peak_flops
+from sft_dist.sums import Sums
 
 _MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
 
@@ -102,30 +103,30 @@ class Throughput:
         }
 
 
-class SourceLosses:
+class SourceLosses(Sums):
     """Loss and trained tokens of each source of a mixture, since the last look and over the whole training."""
 
+    key = "sources"
+
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        super().__init__((2, len(names)), device)
         self.names = tuple(names)
         self.trained_tokens = dict.fromkeys(self.names, 0)
-        self._sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=device)
 
     def add(self, log_probs: torch.Tensor, trained: torch.Tensor, sources: torch.Tensor) -> None:
         """Count a micro-batch: log-probabilities, whether they are trained, and the source, each (rows, length)."""
         for number in range(len(self.names)):
             mine = trained & (sources == number)
-            self._sums[0, number] -= log_probs.detach()[mine].sum(dtype=torch.float64)
-            self._sums[1, number] += mine.sum()
+            self.values[0, number] -= log_probs.detach()[mine].sum(dtype=torch.float64)
+            self.values[1, number] += mine.sum()
 
     def look(self, over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """`loss/NAME` per trained token since the last look and `tokens/NAME`, trained tokens since the beginning.
 
-        `over_ranks` sums a tensor over all ranks, which call this together.
+        `over_ranks`: see `take`.
         """
-        losses, counts = over_ranks(self._sums).tolist()
-        self._sums = torch.zeros_like(self._sums)
         found: dict[str, float] = {}
-        for name, loss, tokens in zip(self.names, losses, counts, strict=True):
+        for name, loss, tokens in zip(self.names, *self.take(over_ranks), strict=True):
             self.trained_tokens[name] += int(tokens)
             if tokens:
                 found[f"loss/{name}"] = loss / tokens
@@ -133,14 +134,13 @@ class SourceLosses:
         return found
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this rank."""
-        return {"trained_tokens": dict(self.trained_tokens), "sums": self._sums.tolist()}
+        """As the base class."""
+        return {"trained_tokens": dict(self.trained_tokens), "sums": super().state()}
 
     def load_state(self, every: Sequence[Mapping[str, Any]], takes_sums: bool) -> None:
-        """Go on from what a checkpoint kept of this rank, or of all, whose sums one rank takes."""
+        """As the base class."""
         self.trained_tokens = dict(every[0]["trained_tokens"])
-        sums = sum(torch.tensor(each["sums"], dtype=torch.float64) for each in every)
-        self._sums = torch.as_tensor(sums, device=self._sums.device) * takes_sums
+        super().load_state([each["sums"] for each in every], takes_sums)
 
 
 def mfu(tokens_per_second: float, flops: float, devices: int) -> float | None:

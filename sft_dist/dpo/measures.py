@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from sft_dist.config_stages import DPOSection
 from sft_dist.dpo.losses import OF_TOKENS
 from sft_dist.dpo.scoring import Scored, weights_of
 from sft_dist.metrics import perplexity
+from sft_dist.sums import Sums
 
 # A sum each, and what it is divided by: pairs, tokens of the chosen side, those of the rejected one, or of both.
 TRAINED = {
@@ -53,11 +54,11 @@ def of_pairs(scored: Scored, beta: float) -> dict[str, torch.Tensor]:
     }
 
 
-class Sums:
-    """The sums of this rank since the last look."""
+class PairSums(Sums):
+    """Of what is logged of pairs."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(TRAINED) + len(_DIVISORS), dtype=torch.float64, device=device)
+        super().__init__((len(TRAINED) + len(_DIVISORS),), device)
 
     def add(self, scored: Scored, beta: float, tokens: Mapping[str, torch.Tensor]) -> None:
         """Count a micro-batch. `tokens`: `entropy`, `mean_logits`, `is_top1` of each token, (2 B, T - 1)."""
@@ -72,36 +73,17 @@ class Sums:
         }
         divisors = (torch.tensor(half), pairs.chosen_tokens, pairs.rejected_tokens, mask)
         parts = [found[name] for name in TRAINED] + list(divisors)
-        self._sums += torch.stack([part.sum(dtype=torch.float64).to(self._sums.device) for part in parts])
+        self.values += torch.stack([part.sum(dtype=torch.float64).to(self.values.device) for part in parts])
 
     def look(self, over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        """The means since the last look. `over_ranks` sums a tensor over all ranks, which call this together."""
-        total = over_ranks(self._sums).tolist()
-        self._sums = torch.zeros_like(self._sums)
+        """The means since the last look. `over_ranks`: see `take`."""
+        total = self.take(over_ranks)
         divisors = dict(zip(_DIVISORS, total[len(TRAINED) :], strict=True))
         return {
             name: value / divisors[by]
             for (name, by), value in zip(TRAINED.items(), total[: len(TRAINED)], strict=True)
             if divisors[by]
         }
-
-    def copy(self) -> torch.Tensor:
-        """What has been counted."""
-        return self._sums.clone()
-
-    def put_back(self, sums: torch.Tensor) -> None:
-        """Forget what was counted since a copy."""
-        self._sums.copy_(sums)
-
-    def state(self) -> list[float]:
-        """What a checkpoint keeps of this rank."""
-        held: list[float] = self._sums.tolist()
-        return held
-
-    def load_state(self, every: Sequence[Sequence[float]], takes_sums: bool) -> None:
-        """Go on from what a checkpoint kept of this rank, or of all, whose sums one rank takes."""
-        total = torch.tensor(every, dtype=torch.float64).sum(0)
-        self._sums = total.to(self._sums.device) * takes_sums
 
 
 def held_out_row(scored: Scored, losses: torch.Tensor, settings: DPOSection, kl: torch.Tensor | None) -> torch.Tensor:

@@ -8,7 +8,6 @@ would load and place by itself, is given (see :mod:`sft_dist.dpo.reference`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from sft_dist.data.arrangement import Arrangement, document_lengths
 from sft_dist.data.order import GlobalOrder
 from sft_dist.dpo.batch import Batch, PairCollator, PairRows, known_log_probs
 from sft_dist.dpo.losses import OF_TOKENS
-from sft_dist.dpo.measures import Sums, held_out_means, held_out_row
+from sft_dist.dpo.measures import PairSums, held_out_means, held_out_row
 from sft_dist.dpo.precomputed import Table
 from sft_dist.dpo.reference import Reference
 from sft_dist.dpo.scoring import Scored, confidences, divergence, inputs_of, weighted_losses, weights_of
@@ -85,7 +84,7 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
                 data_collator=PairCollator(token, bool(tables)),
                 compute_metrics=self._means,
             )
-        self.sums = Sums(self.args.device)
+        self.sums: PairSums = PairSums(self.args.device)
 
     @property
     def ref_model(self) -> None:
@@ -194,26 +193,6 @@ class DPOTrainer(Ordered, trl.DPOTrainer):  # type: ignore[misc]
         if "loss" in logs:
             logs |= self.sums.look(self.summed)
         super().log(logs, start_time)
-
-    def on_step_begins(self) -> None:
-        """As the base class."""
-        super().on_step_begins()
-        self._sums_before = self.sums.copy()
-
-    def _deal_with(self, event: Any) -> None:
-        self.sums.put_back(self._sums_before)
-        super()._deal_with(event)
-
-    def loop_state(self) -> dict[str, Any]:
-        """As the base class; the sums that are not logged yet."""
-        return {**super().loop_state(), "pairs": self.sums.state()}
-
-    def load_loop_state(self, own: Mapping[str, Any], every: list[Mapping[str, Any]]) -> None:
-        """As the base class."""
-        super().load_loop_state(own, every)
-        alike = own["same_ranks"]
-        held = [own["pairs"]] if alike else [each["pairs"] for each in every]
-        self.sums.load_state(held, self.args.process_index == 0 or alike)
 
 
 # In the place of a reference that TRL would place by itself.

@@ -13,17 +13,21 @@ from sft_dist.backend import Backend
 from sft_dist.data.order import GlobalOrder, Row
 from sft_dist.data.stream import StreamOrder
 from sft_dist.metrics import Throughput, mfu, peak_memory_bytes
+from sft_dist.sums import Sums
+from sft_dist.trainers.guard import Event
 from sft_dist.trainers.resumable import Resumable
 
 
 class Ordered(Resumable):
     """To be mixed into a trainer of transformers, before it among the bases.
 
-    `data_digest` tells the rows from others; `order_rows` has to be called before `train()`.
+    `data_digest` tells the rows from others; `order_rows` has to be called before `train()`. `sums`: of what is logged
+    as means, if there is more than the loss.
     """
 
     backend: Backend
     data_digest = ""
+    sums: Sums | None = None
 
     def begin_counting(self, backend: Backend) -> None:
         """Before the base class is made."""
@@ -86,14 +90,31 @@ class Ordered(Resumable):
                 logs["mfu"] = share
         super().log(logs, start_time)
 
+    def on_step_begins(self) -> None:
+        """As the base class."""
+        super().on_step_begins()
+        if self.sums is not None:
+            self.sums.begin_step()
+
+    def _deal_with(self, event: Event) -> None:
+        if self.sums is not None:
+            self.sums.leave_out_step()
+        super()._deal_with(event)
+
     def loop_state(self) -> dict[str, Any]:
-        """As the base class; the counts of tokens."""
-        return {**super().loop_state(), "throughput": self.throughput.state()}
+        """As the base class; the counts of tokens, and the sums that are not logged yet."""
+        held = {**super().loop_state(), "throughput": self.throughput.state()}
+        return held if self.sums is None else {**held, self.sums.key: self.sums.state()}
 
     def load_loop_state(self, own: Mapping[str, Any], every: list[Mapping[str, Any]]) -> None:
         """As the base class."""
         super().load_loop_state(own, every)
         self.throughput.load_state(own["throughput"])
+        if self.sums is not None:
+            alike, key = own["same_ranks"], self.sums.key
+            self.sums.load_state(
+                [own[key]] if alike else [each[key] for each in every], alike or self.args.process_index == 0
+            )
 
     def summed(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over the ranks."""

@@ -30,6 +30,7 @@ from sft_dist.ppo.ptx import Ptx
 from sft_dist.ppo.roller import Prompts, Roller
 from sft_dist.ppo.rollout import Rollout, from_document, samples_of, settle, statistics_of, to_document
 from sft_dist.ppo.safeguards import Safeguards
+from sft_dist.sums import Sums
 from sft_dist.trainers.ordered import Ordered
 from sft_dist.trainers.resumable import EvaluationStopped
 
@@ -95,7 +96,8 @@ class PPOTrainer(Ordered, _Loss):
         self.moments = Moments()
         self.rollout: Rollout | None = None
         self.ptx: Ptx | None = None
-        self._sums = torch.zeros(len(_SUMS), dtype=torch.float64)
+        # On no device, where they are asked for at each step.
+        self.sums: Sums = Sums((len(_SUMS),), torch.device("cpu"))
         self._summed_steps = 0
         # What each rollout came to, by the step that it was made behind.
         self._told: list[tuple[int, dict[str, float]]] = []
@@ -217,7 +219,6 @@ class PPOTrainer(Ordered, _Loss):
     def on_step_begins(self) -> None:
         """As the base class; a learning rate that is lowered for KL that has run away."""
         super().on_step_begins()
-        self._sums_before = self._sums.clone()
         if self.safeguards.lr_factor != 1.0:
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate * self.safeguards.lr_factor
@@ -265,7 +266,7 @@ class PPOTrainer(Ordered, _Loss):
         ]  # fmt: skip
         parts.append(ptx.loss(out["ptx_log_probs"]) if ptx is not None else torch.zeros((), device=device))
         loss = parts[0] + settings.vf_coef * parts[1] - settings.entropy_coef * parts[2] + settings.ptx_coef * parts[7]
-        self._sums += torch.stack([part.detach() for part in parts]).double().cpu()
+        self.sums.values += torch.stack([part.detach() for part in parts]).double().cpu()
         # The trainer takes the mean over micro-batches and ranks of what are parts of one mean.
         scaled: torch.Tensor = loss * (self.args.world_size * self.current_gradient_accumulation_steps)
         return scaled
@@ -274,7 +275,7 @@ class PPOTrainer(Ordered, _Loss):
         """As the base class; updates that have gone beyond `ppo.target_kl` are left out."""
         found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         if self.settings.target_kl is not None and self.accelerator.sync_gradients and self.rollout is not None:
-            moved = float((self._sums - self._sums_before)[_SUMS.index("policy/approxkl_avg")])
+            moved = float(self.sums.of_step()[_SUMS.index("policy/approxkl_avg")])
             (total,) = self.survival.keeper.together.total([moved])
             self._left_out = self._left_out or total > self.settings.target_kl
             self._gate.closed = self._gate.closed or self._left_out
@@ -286,7 +287,6 @@ class PPOTrainer(Ordered, _Loss):
         return norm
 
     def _deal_with(self, event: Any) -> None:
-        self._sums.copy_(self._sums_before)
         self._summed_steps -= 1
         super()._deal_with(event)
 
@@ -309,7 +309,8 @@ class PPOTrainer(Ordered, _Loss):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the steps and of the rollouts since the last record, and where the time went."""
         if "loss" in logs:
-            sums = self.survival.keeper.together.total(self._sums.tolist())
+            together = self.survival.keeper.together
+            sums = self.sums.take(lambda own: torch.tensor(together.total(own.tolist()), dtype=torch.float64))
             logs |= {name: value / max(self._summed_steps, 1) for name, value in zip(_SUMS, sums, strict=True)}
             if self.ptx is None:
                 del logs["loss/ptx_avg"]
@@ -318,7 +319,6 @@ class PPOTrainer(Ordered, _Loss):
             for name in told[0] if told else ():
                 logs[name] = sum(one[name] for one in told) / len(told)
             logs |= {**self._clock, "alarms": self.safeguards.alarms}
-            self._sums.zero_()
             self._summed_steps, self._told = 0, self._told[len(told) :]
             self._clock = dict.fromkeys(self._clock, 0.0)
         super().log(logs, start_time)
@@ -334,7 +334,6 @@ class PPOTrainer(Ordered, _Loss):
             "kl_coef": self.kl.coefficient,
             "moments": vars(self.moments),
             "safeguards": self.safeguards.state(),
-            "sums": self._sums.tolist(),
             "summed_steps": self._summed_steps,
             "told": self._told,
             "left_out": self._left_out,
@@ -346,10 +345,6 @@ class PPOTrainer(Ordered, _Loss):
         self.kl.coefficient = own["kl_coef"]
         self.moments = Moments(**own["moments"])
         self.safeguards.load_state(own["safeguards"])
-        if own["same_ranks"]:
-            self._sums = torch.tensor(own["sums"], dtype=torch.float64)
-        elif self.args.process_index == 0:
-            self._sums = torch.tensor([one["sums"] for one in every], dtype=torch.float64).sum(0)
         self._summed_steps, self._told = own["summed_steps"], [(step, numbers) for step, numbers in own["told"]]
         self._left_out = own["left_out"]
         assert self._held is not None

@@ -25,7 +25,7 @@ from sft_dist.data.order import GlobalOrder
 from sft_dist.data.pair_batches import PairCollator, PairRows, margins_of
 from sft_dist.metrics import flops_per_token
 from sft_dist.models import switch_dropout_off
-from sft_dist.trainers.guard import Event
+from sft_dist.sums import Sums
 from sft_dist.trainers.ordered import Ordered, digest_of_rows
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class RewardTrainer(Ordered, _MeanOverPairs):
                 data_collator=PairCollator(tokenizer.pad_token_id),
                 compute_metrics=self._measured,
             )
-        self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=args.device)
+        self.sums: Sums = Sums((len(_SUMS),), args.device)
 
     def arrange(self, arrangement: Arrangement, filler_token: int) -> None:
         """Settle what is trained on, before `train()`. `filler_token`: any but the pad token."""
@@ -134,38 +134,17 @@ class RewardTrainer(Ordered, _MeanOverPairs):
             return
         one, other = chosen[is_pair].double(), rejected[is_pair].double()
         found = [torch.ones_like(one), one > other, one - other, one + other, one**2 + other**2]
-        self._sums += torch.stack([part.double().sum() for part in found])
+        self.sums.values += torch.stack([part.double().sum() for part in found])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add accuracy, margin and rewards, under the names of TRL's trainer."""
         if "loss" in logs:
-            pairs, right, margin, reward, squared = self.summed(self._sums).tolist()
-            self._sums = torch.zeros_like(self._sums)
+            pairs, right, margin, reward, squared = self.sums.take(self.summed)
             if pairs:
                 mean = reward / (2 * pairs)
                 logs |= {"accuracy": right / pairs, "margin": margin / pairs, "mean_reward": mean,
                          "reward_std": max(squared / (2 * pairs) - mean**2, 0.0) ** 0.5}  # fmt: skip
         super().log(logs, start_time)
-
-    def on_step_begins(self) -> None:
-        """As the base class."""
-        super().on_step_begins()
-        self._sums_before = self._sums.clone()
-
-    def _deal_with(self, event: Event) -> None:
-        self._sums.copy_(self._sums_before)
-        super()._deal_with(event)
-
-    def loop_state(self) -> dict[str, Any]:
-        """As the base class; the sums that are not logged yet."""
-        return {**super().loop_state(), "rewards": self._sums.tolist()}
-
-    def load_loop_state(self, own: Mapping[str, Any], every: list[Mapping[str, Any]]) -> None:
-        """As the base class."""
-        super().load_loop_state(own, every)
-        alike, first = own["same_ranks"], self.args.process_index == 0
-        sums = torch.tensor([own["rewards"]] if alike else [each["rewards"] for each in every], dtype=torch.float64)
-        self._sums = sums.sum(0).to(self._sums.device) * (alike or first)
 
     # Held-out pairs.
 

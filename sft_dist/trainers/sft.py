@@ -49,13 +49,15 @@ def sft_config(
 class SFTTrainer(Ordered, trl.SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with an order of rows and a held-out loss that depend on no number of processes."""
 
+    # Where losses are told apart by source.
+    sums: SourceLosses | None = None
+
     def __init__(self, model: PreTrainedModel, args: trl.SFTConfig, rows: Dataset, held_out: Dataset | None,
                  tokenizer: PreTrainedTokenizerBase, backend: Backend) -> None:  # fmt: skip
         self.begin_counting(backend)
         self._rows = rows
         self.packing: dict[str, Any] | None = None
         self._way: Way | None = None
-        self.by_source: SourceLosses | None = None
         self._sources: torch.Tensor | None = None
         # The position of a stream; the records of a step.
         self.stream_position: Callable[[], dict[str, str]] | None = None
@@ -118,7 +120,7 @@ class SFTTrainer(Ordered, trl.SFTTrainer):  # type: ignore[misc]
         self._way = way
         self.data_collator = Collator(self.processing_class.pad_token_id, way is not None, self._width())
         if sources:
-            self.by_source = SourceLosses(sources, self.args.device)
+            self.sums = SourceLosses(sources, self.args.device)
             self.model.register_forward_hook(self._count_sources)
 
     def _width(self) -> int | None:
@@ -135,8 +137,8 @@ class SFTTrainer(Ordered, trl.SFTTrainer):  # type: ignore[misc]
 
     def _count_sources(self, _: Any, __: Any, outputs: Any) -> None:
         """A hook on the model: the base class keeps the losses of single tokens to itself."""
-        if self.by_source is not None and self._sources is not None:
-            self.by_source.add(outputs.log_probs, outputs.label_mask, self._sources[:, 1:])
+        if self.sums is not None and self._sources is not None:
+            self.sums.add(outputs.log_probs, outputs.label_mask, self._sources[:, 1:])
             self._sources = None
 
     def count_tokens(self, batches: list[Any]) -> tuple[int, int]:
@@ -164,22 +166,9 @@ class SFTTrainer(Ordered, trl.SFTTrainer):  # type: ignore[misc]
         """Add what the step's loss alone does not tell."""
         if "loss" in logs:
             logs["perplexity"] = perplexity(logs["loss"])
-            if self.by_source is not None:
-                logs |= self.by_source.look(self.summed)
+            if self.sums is not None:
+                logs |= self.sums.look(self.summed)
         super().log(logs, start_time)
-
-    def loop_state(self) -> dict[str, Any]:
-        """As the base class; the sums that are not logged yet."""
-        held = super().loop_state()
-        return held if self.by_source is None else {**held, "sources": self.by_source.state()}
-
-    def load_loop_state(self, own: Mapping[str, Any], every: list[Mapping[str, Any]]) -> None:
-        """As the base class."""
-        super().load_loop_state(own, every)
-        if self.by_source is not None:
-            alike = own["same_ranks"]
-            self.by_source.load_state([own["sources"]] if alike else [each["sources"] for each in every],
-                                      self.args.process_index == 0 or alike)  # fmt: skip
 
     def documents(self) -> dict[str, str]:
         """The position of a stream."""

@@ -17,7 +17,7 @@ from sft_dist.backend import Backend
 from sft_dist.config_stages import DPOSection
 from sft_dist.dpo.batch import PairCollator
 from sft_dist.dpo.losses import OF_TOKENS
-from sft_dist.dpo.measures import HELD_OUT, Sums, held_out_means
+from sft_dist.dpo.measures import HELD_OUT, PairSums, held_out_means
 from sft_dist.dpo.reference import FullReference
 from sft_dist.dpo.scoring import divergence
 from sft_dist.trainers.dpo import DPOTrainer
@@ -73,7 +73,7 @@ def loss_and_gradient(trainer: DPOTrainer, rows: list[dict[str, Any]], settings:
     batch = PairCollator(1)(rows)
     tokens = batch["completion_mask"][: len(rows), 1:]
     trainer._in_step = (max(int(batch["is_pair"].sum()), 1), max(int(tokens.sum()), 1))
-    trainer.sums = Sums(torch.device("cpu"))
+    trainer.sums = PairSums(torch.device("cpu"))
     trainer.model.train()
     trainer.model.zero_grad()
     loss = trainer._compute_loss(trainer.model, batch, False)
