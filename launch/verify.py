@@ -46,8 +46,8 @@ def verify(
         code = local.run_module("sft_dist.verify", ["make", str(where), *_words(recipe, overrides)])
         if code:
             return code
-        for strategy in (SINGLE, ACCUMULATED, *chosen):
-            _run(strategy, where, 1 if strategy in (SINGLE, ACCUMULATED) else size)
+        for strategy in (SINGLE, *chosen):
+            _run(strategy, where, 1 if strategy == SINGLE else size)
         return local.run_module("sft_dist.verify", ["report", str(where), ACCUMULATED, *chosen])
 
 
@@ -93,7 +93,7 @@ def _run(strategy: str, folder: Path, processes: int) -> None:
     """All cases under one strategy, its output in the folder's logs."""
     began = time.monotonic()
     environments = worker_environments(
-        SINGLE if strategy == ACCUMULATED else strategy,
+        strategy,
         processes,
         master_port=local.free_port(),
         # The same number everywhere: how a product is summed depends on it.

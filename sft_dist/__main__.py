@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from sft_dist.errors import UserError
-from sft_dist.process import guarded, leave_process_group, outlive_full_logs, settle_accelerator
+from sft_dist.process import end_process, guarded, leave_process_group, outlive_full_logs, settle_accelerator
 from sft_dist.recipe import load_recipe
 from sft_dist.rundir import command_line
 from sft_dist.stopping import StopRequests
@@ -32,4 +32,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

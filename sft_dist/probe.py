@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from sft_dist.errors import UserError
-from sft_dist.process import guarded, leave_process_group, settle_accelerator
+from sft_dist.process import end_process, guarded, leave_process_group, settle_accelerator
 from sft_dist.rundir import write_text
 
 _NEEDED = ("transformers", "trl", "accelerate", "datasets", "safetensors")
@@ -130,4 +130,4 @@ def tournament(count: int) -> Iterator[list[tuple[int, int]]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """One process of a verification: `python -m sft_dist.verify.worker STRATEGY FOLDER`, each case a whole run.
 
-All cases of a strategy share the processes: starting them takes longer than a case.
+All cases of a strategy share the processes: starting them takes longer than a case. The one process of `single` also
+does them with accumulated micro-batches.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import json
 import os
 import sys
 import traceback
+from itertools import product
 from pathlib import Path
 
 from sft_dist.errors import UserError
-from sft_dist.process import guarded, leave_process_group, settle_accelerator
+from sft_dist.process import end_process, guarded, leave_process_group, settle_accelerator
 from sft_dist.recipe import load_recipe
 from sft_dist.verify.cases import ACCUMULATED, CASES, SINGLE, Plan, micro_batch, run_folder
 
@@ -26,8 +28,9 @@ def main(words: list[str]) -> int:
         settle_accelerator()
         launched = dict(os.environ)
         plan = Plan.read(folder)
-        for shape, name in [(shape, name) for shape in plan.shapes for name in plan.cases]:
-            _run(strategy, folder / shape, name)
+        variants = (SINGLE, ACCUMULATED) if strategy == SINGLE else (strategy,)
+        for variant, shape, name in product(variants, plan.shapes, plan.cases):
+            _run(variant, folder / shape, name)
             # Libraries keep what they were told for the life of a process.
             os.environ.clear()
             os.environ.update(launched)
@@ -81,4 +84,4 @@ def _forget() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -33,7 +33,7 @@ def test_deepspeed_differs_from_one_process_by_the_order_of_a_sum_and_by_nothing
     """One process that sums in ZeRO's order has ZeRO's weights, bit for bit: nothing races, nothing counts twice."""
     done = command(
         tmp_path, sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(orders.RANKS),
-        str(WORKER), str(tmp_path), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="",
+        str(WORKER), str(tmp_path), OMP_NUM_THREADS="1", ACCELERATE_USE_DEEPSPEED="true", CUDA_VISIBLE_DEVICES="",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     path: dict[str, Any] = {}

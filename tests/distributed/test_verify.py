@@ -1,4 +1,4 @@
-"""The matrix: OPT under every strategy, Llama in nearly every case under one of each kind, have one process's numbers.
+"""The matrix: OPT under every strategy, Llama in every case under one of each kind, have one process's numbers.
 
 `sft-dist verify` without words is the whole of it: all three under all of them.
 """
@@ -14,37 +14,44 @@ from typing import Any
 
 import pytest
 
+from launch import verify
 from launch.environment import STRATEGIES
 from sft_dist.verify.cases import CASES, SHAPES
 from tests import tiny
-from tests.recipes import command, sft_dist, small_recipe
+from tests.ranks import verify_in_loaded
+from tests.recipes import command, environment, sft_dist, small_recipe
 
 SPREAD = [strategy for strategy in STRATEGIES if strategy != "single"]
-# Whole models unpacked are what the trainings of reward models, DPO and PPO are compared by.
-MOST = [case.name for case in CASES if case.name != "full"]
+EVERY = [case.name for case in CASES]
 # Packing under ZeRO and FSDP2 has to do with a model's attention, LoRA with the names of its layers.
 PLAN = {
     "opt": (["packed"], SPREAD),
-    "llama": (MOST, ["zero3", "fsdp2"]),
+    "llama": (EVERY, ["zero3", "fsdp2"]),
     "mistral": (["packed"], ["zero3"]),
 }
 MATRIX = [(shape, strategy, cases) for shape, (cases, under) in PLAN.items() for strategy in under]
-MATRIX += [("llama", "single, accumulated", MOST)]
+MATRIX += [("llama", "single, accumulated", EVERY)]
 assert set(PLAN) == set(SHAPES)
 # Under ZeRO-1 some weights have no part on some of four processes.
 ON_FOUR = ["zero1", "zero3_hpz", "fsdp2_hybrid"]
 Cells = dict[tuple[str, str, str], dict[str, Any]]
 
 
-def verified(folder: Path, *words: str) -> tuple[Cells, str]:
-    done = sft_dist(folder, "verify", "--output", str(folder / "out"), *words, limit=1500)
-    assert done.returncode in (0, 1), done.stdout[-3000:] + done.stderr[-3000:]
+def verified(folder: Path, shape: str, cases: Sequence[str], strategies: Sequence[str], processes: int = 2) -> Cells:
+    """`sft-dist verify`, whose processes have loaded the libraries before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "run_ranks", verify_in_loaded)
+        for name, value in environment(folder).items():
+            patch.setenv(name, value)
+        code = verify.verify(None, [], strategies=strategies, cases=cases, shapes=[shape], processes=processes,
+                             folder=folder / "out")  # fmt: skip
+    assert code in (0, 1)
+    return cells_of(folder)
+
+
+def cells_of(folder: Path) -> Cells:
     cells = json.loads((folder / "out" / "differences.json").read_text())
-    return {(cell["shape"], cell["strategy"], cell["case"]): cell for cell in cells}, done.stdout
-
-
-def options(name: str, values: Sequence[str]) -> list[str]:
-    return [word for value in values for word in (f"--{name}", value)]
+    return {(cell["shape"], cell["strategy"], cell["case"]): cell for cell in cells}
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +63,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def on_two(folders: dict[str, Path]) -> Cells:
     found: Cells = {}
     for shape, (cases, under) in PLAN.items():
-        words = ["--shape", shape, *options("case", cases), *options("strategy", under)]
-        found |= verified(folders[shape], *words)[0]
+        found |= verified(folders[shape], shape, cases, under)
     return found
 
 
 @pytest.fixture(scope="module")
 def on_four(tmp_path_factory: pytest.TempPathFactory) -> Cells:
     """Two nodes of two processes, for what is sharded within a node."""
-    words = ["--processes", "4", "--case", "full", "--shape", "llama", *options("strategy", ON_FOUR)]
-    return verified(tmp_path_factory.mktemp("four"), *words)[0]
+    return verified(tmp_path_factory.mktemp("four"), "llama", ["full"], ON_FOUR, processes=4)
 
 
 def assert_equal(cell: dict[str, Any]) -> None:
@@ -91,11 +96,14 @@ def test_four_processes_have_the_numbers_of_one(on_four: Cells, strategy: str) -
 
 def test_a_recipe_s_own_model_is_verified_in_its_shape(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, tiny.save_model(tmp_path / "model", "opt"))
-    cells, told = verified(tmp_path, str(recipe), "train.weight_decay=0.1", "--strategy", "ddp", "--case", "full")
+    done = sft_dist(tmp_path, "verify", "--output", str(tmp_path / "out"), str(recipe), "train.weight_decay=0.1",
+                    "--strategy", "ddp", "--case", "full")  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    cells = cells_of(tmp_path)
     assert set(cells) == {("recipe", "single, accumulated", "full"), ("recipe", "ddp", "full")}
     for cell in cells.values():
         assert_equal(cell)
-    assert "2 of 2 runs have the numbers of one process (to 1e-05, fp32)" in told
+    assert "2 of 2 runs have the numbers of one process (to 1e-05, fp32)" in done.stdout
     trained = (tmp_path / "out" / "recipe" / "runs" / "ddp" / "full" / "recipe.yaml").read_text()
     assert "weight_decay: 0.1" in trained
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from sft_dist import metrics
 from sft_dist.hardware import cpu_has_bf16, peak_flops
 from sft_dist.metrics import SourceLosses, Throughput, flops_per_token, line, mfu, perplexity
+from sft_dist.trainers.guard import Event
+from sft_dist.trainers.ordered import Ordered
+from sft_dist.trainers.resumable import Resumable
+from tests.recipes import command
 
 
 def llama(tied: bool) -> torch.nn.Module:
@@ -98,3 +104,27 @@ def test_losses_are_told_apart_by_source() -> None:
     logs = found.look(lambda sums: sums * 2)  # two ranks with the same tokens
     assert logs == {"loss/chat": 8 / 4, "tokens/chat": 8, "loss/docs": 3.0, "tokens/docs": 4, "tokens/idle": 0}
     assert found.look(lambda sums: sums) == {"tokens/chat": 8, "tokens/docs": 4, "tokens/idle": 0}
+
+
+def test_a_step_that_is_left_out_is_in_no_loss_of_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("on_step_begins", "_deal_with"):
+        monkeypatch.setattr(Resumable, name, lambda *_: None)
+    trainer, sums = Ordered(), SourceLosses(["chat", "docs"], torch.device("cpu"))
+    trainer.sums = sums
+
+    def step(loss: float) -> None:
+        trainer.on_step_begins()
+        sums.add(torch.tensor([[-loss, -1.0]]), torch.tensor([[True, True]]), torch.tensor([[0, 1]]))
+
+    step(2.0)
+    step(100.0)
+    trainer._deal_with(Event("the loss", 100.0, 2.0, "skip"))
+    step(4.0)
+    logs = sums.look(lambda own: own)
+    assert logs == {"loss/chat": 3.0, "tokens/chat": 2, "loss/docs": 1.0, "tokens/docs": 2}
+
+
+def test_a_process_ends_with_its_code_and_what_it_has_to_say() -> None:
+    code = "import atexit; from sft_dist.process import end_process; atexit.register(print, 'handlers')\n"
+    done = command(Path.cwd(), sys.executable, "-c", code + "print('said'); end_process(7)")
+    assert (done.returncode, done.stdout) == (7, "said\nhandlers\n")

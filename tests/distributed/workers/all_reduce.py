@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from sft_dist.process import end_process, leave_process_group
+
 state = PartialState(cpu=not torch.cuda.is_available())
 total = torch.tensor([float(state.process_index)], device=state.device)
 torch.distributed.all_reduce(total)
@@ -20,4 +22,5 @@ told = {
     "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"],
 }
 (Path(sys.argv[1]) / f"sum{state.process_index}").write_text(json.dumps(told))
-torch.distributed.destroy_process_group()
+leave_process_group()
+end_process(0)

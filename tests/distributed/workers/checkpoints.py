@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from sft_dist.process import end_process, leave_process_group
+
 
 def model() -> Any:
     """A tied model none of whose sizes is a multiple of much, with a frozen weight."""
@@ -83,5 +85,5 @@ if __name__ == "__main__":
     for number in (1, 2, 3):
         under_zero(Path(sys.argv[1]) / f"zero{number}", number)
     under_fsdp2(Path(sys.argv[1]) / "fsdp2")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_process_group()
+    end_process(0)

@@ -13,7 +13,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sft_dist import fsdp2
-from sft_dist.process import leave_process_group, quiet_libraries
+from sft_dist.process import end_process, leave_process_group, quiet_libraries
 
 
 def gathers(checkpointing: dict[str, Any] | None, outside: bool) -> int:
@@ -46,3 +46,4 @@ def main() -> None:
 
 
 main()
+end_process(0)

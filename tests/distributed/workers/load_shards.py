@@ -16,7 +16,7 @@ import torch
 from sft_dist.backend import settle
 from sft_dist.data.tokenizer import load_tokenizer
 from sft_dist.loading import load_trained_model
-from sft_dist.process import leave_process_group, quiet_libraries, settle_accelerator
+from sft_dist.process import end_process, leave_process_group, quiet_libraries, settle_accelerator
 from sft_dist.recipe import load_recipe
 from sft_dist.rundir import RunDir
 from sft_dist.saving import save_sharded
@@ -70,3 +70,4 @@ def main() -> None:
 
 
 main()
+end_process(0)

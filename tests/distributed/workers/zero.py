@@ -9,8 +9,10 @@ import deepspeed
 import torch
 from torch import distributed
 
+from sft_dist.process import end_process, leave_process_group, settle_accelerator
 from tests import orders
 
+settle_accelerator()
 deepspeed.init_distributed("gloo", verbose=False)
 rank = distributed.get_rank()
 for stage in (1, 2, 3):
@@ -44,4 +46,5 @@ for stage in (1, 2, 3):
     if rank == 0:
         torch.save({"norms": norms, "weights": weights}, Path(sys.argv[1]) / f"{stage}.pt")
     engine.destroy()
-distributed.destroy_process_group()
+leave_process_group()
+end_process(0)
