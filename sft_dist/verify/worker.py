@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -26,15 +28,11 @@ def main(words: list[str]) -> int:
 
     def work() -> None:
         settle_accelerator()
-        launched = dict(os.environ)
         plan = Plan.read(folder)
         variants = (SINGLE, ACCUMULATED) if strategy == SINGLE else (strategy,)
         for variant, shape, name in product(variants, plan.shapes, plan.cases):
-            _run(variant, folder / shape, name)
-            # Libraries keep what they were told for the life of a process.
-            os.environ.clear()
-            os.environ.update(launched)
-            _forget()
+            with forgotten():
+                _run(variant, folder / shape, name)
         leave_process_group()
 
     return guarded(work)
@@ -69,8 +67,14 @@ def _run(strategy: str, folder: Path, name: str) -> None:
             traceback.print_exc()
 
 
-def _forget() -> None:
-    """Let accelerate and DeepSpeed begin anew; torch's process group stays."""
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """One of several runs in a process: accelerate and DeepSpeed begin anew after it; torch's process group stays."""
+    launched = dict(os.environ)
+    yield
+    # Libraries keep what they were told for the life of a process.
+    os.environ.clear()
+    os.environ.update(launched)
     from accelerate.state import AcceleratorState, GradientState
 
     if "deepspeed" in sys.modules:

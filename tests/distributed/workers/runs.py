@@ -86,7 +86,6 @@ def _runs(jobs: list[list[str]]) -> None:
     settle_accelerator()
     from sft_dist import worker
 
-    launched = dict(os.environ)
     for file, *words in jobs:
         settings = [word for word in words if not word.startswith("cut:")]
         recipe = load_recipe(file, settings)
@@ -95,10 +94,8 @@ def _runs(jobs: list[list[str]]) -> None:
                 if word.startswith("cut:"):
                     _, source, step = word.split(":")
                     cut(Path(source), Path(recipe.output.output_dir), int(step))
-        worker.run(recipe, Path(file), ["sft-dist", "run"])
-        os.environ.clear()
-        os.environ.update(launched)
-        verify_worker._forget()
+        with verify_worker.forgotten():
+            worker.run(recipe, Path(file), ["sft-dist", "run"])
     leave_process_group()
 
 
